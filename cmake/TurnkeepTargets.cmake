@@ -1,0 +1,45 @@
+# Compiler settings, and the two functions by which every target is declared.
+
+include(CheckCXXCompilerFlag)
+
+add_library(turnkeep_settings INTERFACE)
+target_include_directories(turnkeep_settings INTERFACE ${PROJECT_SOURCE_DIR}/src)
+target_compile_options(turnkeep_settings INTERFACE
+  -Wall -Wextra -Werror -Wno-missing-field-initializers -fno-omit-frame-pointer)
+target_compile_definitions(turnkeep_settings INTERFACE TURNKEEP_VERSION="${PROJECT_VERSION}")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(turnkeep_settings INTERFACE -Wthread-safety -Wno-unused-command-line-argument)
+endif()
+if(TURNKEEP_SANITIZER)
+  target_compile_options(turnkeep_settings INTERFACE
+    -fsanitize=${TURNKEEP_SANITIZER} -fno-sanitize-recover=all)
+  target_link_options(turnkeep_settings INTERFACE -fsanitize=${TURNKEEP_SANITIZER})
+endif()
+
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+# turnkeep_layer(<name> SOURCES ... PUBLIC ... PRIVATE ...)
+# One library per layer. PUBLIC and PRIVATE are what it links; layers only link downward.
+function(turnkeep_layer name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC turnkeep_settings ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
+endfunction()
+
+# turnkeep_test(<name> SOURCES ... LINK ... [LABELS ...] [TIMEOUT seconds])
+# One GoogleTest program, registered as one CTest test.
+function(turnkeep_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${name} PRIVATE turnkeep_settings ${ARG_LINK} GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+    ENVIRONMENT "TURNKEEP_SHARED=${PROJECT_SOURCE_DIR}/../shared")
+endfunction()
