@@ -123,6 +123,10 @@ struct SessionSpan {
 
 struct SessionDetail {
   SessionInfo info;
+  // The parent of the first chunk of every untruncated context of this tenant and
+  // layout (ChunkHasher::Root), so that an exporter can tell such a chunk from one whose
+  // prefix was dropped.
+  ChunkId root;
   std::vector<SessionSpan> spans;
 };
 
@@ -259,7 +263,10 @@ struct ImportedChunk {
 struct ImportRequest {
   std::string session;  // must not exist
   Fingerprint layout;
-  std::vector<ImportedChunk> chunks;  // parents before children
+  // Each once, in the order in which `slices` first shows them; so parents come before
+  // children. SaveTicket::chunks() of an import are the last ones of this list, whole
+  // (token_count of the chunk, not of the slice), in the same order.
+  std::vector<ImportedChunk> chunks;
   struct Slice {
     uint32_t chunk_index = 0;
     uint32_t first = 0;
