@@ -6,15 +6,15 @@ namespace turnkeep::internal {
 [[noreturn]] void CheckFailed(const char* file, int line, const char* condition);
 }  // namespace turnkeep::internal
 
-#define TK_CHECK(condition)                                                       \
-  do {                                                                            \
-    if (!(condition)) [[unlikely]]                                                \
-      ::turnkeep::internal::CheckFailed(__FILE__, __LINE__, #condition);          \
+#define TK_CHECK(condition)                                              \
+  do {                                                                   \
+    if (!(condition)) [[unlikely]]                                       \
+      ::turnkeep::internal::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)
 
 #ifdef NDEBUG
-#define TK_DCHECK(condition) \
-  do {                       \
+#define TK_DCHECK(condition)    \
+  do {                          \
     (void)sizeof(!(condition)); \
   } while (false)
 #else

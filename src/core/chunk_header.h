@@ -26,9 +26,9 @@ struct ChunkHeader {
   ChunkId id;
   ChunkId parent;
   Fingerprint fingerprint;
-  uint64_t epoch = 0;           // number of the write; never given twice by one store
+  uint64_t epoch = 0;  // number of the write; never given twice by one store
   uint32_t token_count = 0;
-  uint64_t position_base = 0;   // position of the first token when it was saved
+  uint64_t position_base = 0;  // position of the first token when it was saved
   int64_t created_unix_s = 0;
   std::vector<Digest> layer_digests;
   std::vector<uint32_t> tokens;  // empty when the engine gave a block hash
@@ -36,7 +36,8 @@ struct ChunkHeader {
 };
 
 // Bytes that EncodeChunkHeader writes, root digest included.
-uint64_t EncodedChunkHeaderBytes(uint32_t layer_count, uint32_t token_count, size_t block_hash_bytes);
+uint64_t EncodedChunkHeaderBytes(uint32_t layer_count, uint32_t token_count,
+                                 size_t block_hash_bytes);
 
 // Offset of the layer digest table from the start of the slot: a saver writes the
 // digest of layer i at kLayerDigestOffset + 16 * i, and the store encodes the rest

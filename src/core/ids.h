@@ -49,4 +49,11 @@ extern template struct Id32<FingerprintTag>;
 // no control characters. InvalidArgument names `field` and the offending value.
 absl::Status ValidateName(std::string_view field, std::string_view name);
 
+// The same for any text of at most `max_bytes`; empty text passes.
+absl::Status ValidateText(std::string_view field, std::string_view text, uint32_t max_bytes);
+
+// `text` in double quotes for a message: control and non-ASCII bytes as \xNN, cut after
+// 64 bytes.
+std::string Quoted(std::string_view text);
+
 }  // namespace turnkeep

@@ -76,9 +76,9 @@ struct LayerSpec {
 
 struct RopeSpec {
   RopePairing pairing = RopePairing::kNone;
-  uint32_t rotary_dim = 0;        // leading dims of each key that are rotated; even
-  std::vector<float> inv_freq;    // rotary_dim / 2 entries
-  float attention_scale = 1.0f;   // multiplies rotated q and k (YaRN)
+  uint32_t rotary_dim = 0;       // leading dims of each key that are rotated; even
+  std::vector<float> inv_freq;   // rotary_dim / 2 entries
+  float attention_scale = 1.0f;  // multiplies rotated q and k (YaRN)
   KeyState key_state = KeyState::kRotated;
 
   bool operator==(const RopeSpec&) const = default;

@@ -72,14 +72,15 @@ inline std::string MessageOf(const absl::Status& status) { return std::string(st
 
 }  // namespace turnkeep
 
-#define TK_RETURN_IF_ERROR(expr)                     \
-  do {                                               \
+#define TK_RETURN_IF_ERROR(expr)                                               \
+  do {                                                                         \
     if (absl::Status tk_status_ = (expr); !tk_status_.ok()) return tk_status_; \
   } while (false)
 
 #define TK_CONCAT_INNER_(a, b) a##b
 #define TK_CONCAT_(a, b) TK_CONCAT_INNER_(a, b)
-#define TK_ASSIGN_OR_RETURN(lhs, expr) TK_ASSIGN_OR_RETURN_IMPL_(TK_CONCAT_(tk_or_, __LINE__), lhs, expr)
+#define TK_ASSIGN_OR_RETURN(lhs, expr) \
+  TK_ASSIGN_OR_RETURN_IMPL_(TK_CONCAT_(tk_or_, __LINE__), lhs, expr)
 #define TK_ASSIGN_OR_RETURN_IMPL_(tmp, lhs, expr) \
   auto tmp = (expr);                              \
   if (!tmp.ok()) return tmp.status();             \

@@ -18,7 +18,9 @@ inline constexpr uint64_t kCacheLineBytes = 64;
 constexpr uint64_t RoundUp(uint64_t value, uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
-constexpr uint64_t RoundDown(uint64_t value, uint64_t multiple) { return value / multiple * multiple; }
+constexpr uint64_t RoundDown(uint64_t value, uint64_t multiple) {
+  return value / multiple * multiple;
+}
 constexpr uint64_t DivideRoundUp(uint64_t value, uint64_t divisor) {
   return (value + divisor - 1) / divisor;
 }

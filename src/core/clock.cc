@@ -1,0 +1,28 @@
+#include "core/clock.h"
+
+#include <chrono>
+
+namespace turnkeep {
+namespace {
+
+class SystemClock : public Clock {
+ public:
+  int64_t NowNs() const override {
+    return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+  int64_t UnixSeconds() const override {
+    return std::chrono::duration_cast<std::chrono::seconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+  }
+};
+
+}  // namespace
+
+Clock* Clock::System() {
+  // Never destroyed: threads may read the time while statics are torn down.
+  static SystemClock* const clock = new SystemClock;
+  return clock;
+}
+
+}  // namespace turnkeep
