@@ -64,6 +64,15 @@ void VisitFields(Visitor&& visit) {
   visit("layers", &T::layers, Presence::kRequired);
 }
 
+// Does not compile once a struct has another number of fields than the lists above (and
+// EveryField of layout_test.cc) know.
+inline void EveryFieldIsListed(const KvLayout& layout) {
+  [[maybe_unused]] const auto& [k1, k2, k3, k4, k5, k6, k7, rope, layers] = layout;
+  [[maybe_unused]] const auto& [r1, r2, r3, r4, r5] = rope;
+  [[maybe_unused]] const auto& [l1, l2, l3, l4, l5, l6, l7, l8, l9, l10, l11, l12, l13, l14, l15,
+                                l16] = layers[0];
+}
+
 template <typename T>
 concept FieldStruct =
     std::same_as<T, KvLayout> || std::same_as<T, RopeSpec> || std::same_as<T, LayerSpec>;
