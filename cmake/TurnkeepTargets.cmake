@@ -43,3 +43,15 @@ function(turnkeep_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
     ENVIRONMENT "TURNKEEP_SHARED=${PROJECT_SOURCE_DIR}/../shared")
 endfunction()
+
+# turnkeep_script_test(<name> COMMAND ... [LABELS ...] [TIMEOUT seconds])
+# One script as one CTest test. Exit code 77 and a line "SKIP: reason" skip it visibly.
+function(turnkeep_script_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})
+  add_test(NAME ${name} COMMAND ${ARG_COMMAND})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "script;${ARG_LABELS}"
+    SKIP_RETURN_CODE 77)
+endfunction()

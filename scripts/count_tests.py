@@ -62,7 +62,10 @@ def collect(results):
     junit = results / "ctest.xml"
     if not junit.exists():
         return cases + [("tests", "failed", "CTest did not run")]
-    for test in ET.parse(junit).getroot().iter("testcase"):
+    tests = list(ET.parse(junit).getroot().iter("testcase"))
+    if not tests:
+        cases.append(("tests", "failed", "CTest found none"))
+    for test in tests:
         name = re.escape(test.get("name"))
         files = [p for p in sorted((results / "gtest").glob("*.xml"))
                  if re.fullmatch(name + r"(_\d+)?\.xml", p.name)]
