@@ -4,8 +4,8 @@
 // MemoryBlockDevice and FaultBlockDevice (disk_tier/testing). All keep these rules:
 //  - Offsets, lengths and buffer addresses are multiples of kBlockBytes, direct I/O or not.
 //  - A buffer belongs to the operation from Submit until its `done` runs.
-//  - `done` runs exactly once, on the device's thread: it may call Submit, and must
-//    not block or call anything else of the device.
+//  - `done` runs exactly once, on a thread of the device (several may run at once): it may
+//    call Submit, and must not block or call anything else of the device.
 //  - Short transfers, EINTR and EAGAIN are continued inside; an operation is whole or failed.
 //  - Operations run in no particular order. A sync covers the writes whose `done` has run
 //    before the sync was submitted, and no others.
@@ -102,6 +102,9 @@ class BlockDevice {
   virtual std::string Describe() const = 0;
   virtual BlockDeviceStats Stats() const = 0;
 };
+
+// The part of Submit's InvalidArgument that needs only the file's size.
+absl::Status ValidateIoRequest(const IoRequest& request, uint64_t file_bytes);
 
 // One operation, waited for. For opening, recovery and tools; never on a `done` thread.
 absl::Status ReadBlocking(BlockDevice& device, uint32_t file, uint64_t offset,
