@@ -2,18 +2,26 @@
 
 include(CheckCXXCompilerFlag)
 
+# What every target of this build has in common. Consumers of the installed libraries get only the
+# include path and the language level.
 add_library(turnkeep_settings INTERFACE)
-target_include_directories(turnkeep_settings INTERFACE ${PROJECT_SOURCE_DIR}/src)
-target_compile_options(turnkeep_settings INTERFACE
-  -Wall -Wextra -Werror -Wno-missing-field-initializers -fno-omit-frame-pointer)
-target_compile_definitions(turnkeep_settings INTERFACE TURNKEEP_VERSION="${PROJECT_VERSION}")
+set_target_properties(turnkeep_settings PROPERTIES EXPORT_NAME settings)
+target_include_directories(turnkeep_settings INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<INSTALL_INTERFACE:include/turnkeep>)
+target_compile_features(turnkeep_settings INTERFACE cxx_std_20)
+set(turnkeep_warnings -Wall -Wextra -Werror -Wno-missing-field-initializers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-  target_compile_options(turnkeep_settings INTERFACE -Wthread-safety -Wno-unused-command-line-argument)
+  list(APPEND turnkeep_warnings -Wthread-safety -Wno-unused-command-line-argument)
 endif()
+target_compile_options(turnkeep_settings INTERFACE
+  "$<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:${turnkeep_warnings};-fno-omit-frame-pointer>>")
+target_compile_definitions(turnkeep_settings INTERFACE
+  $<BUILD_INTERFACE:TURNKEEP_VERSION="${PROJECT_VERSION}">)
 if(TURNKEEP_SANITIZER)
   target_compile_options(turnkeep_settings INTERFACE
-    -fsanitize=${TURNKEEP_SANITIZER} -fno-sanitize-recover=all)
-  target_link_options(turnkeep_settings INTERFACE -fsanitize=${TURNKEEP_SANITIZER})
+    "$<BUILD_INTERFACE:-fsanitize=${TURNKEEP_SANITIZER};-fno-sanitize-recover=all>")
+  target_link_options(turnkeep_settings INTERFACE
+    "$<BUILD_INTERFACE:-fsanitize=${TURNKEEP_SANITIZER}>")
 endif()
 
 find_program(CCACHE ccache)
@@ -27,6 +35,19 @@ function(turnkeep_layer name)
   cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_link_libraries(${name} PUBLIC turnkeep_settings ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
+  string(FIND ${CMAKE_CURRENT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src/ in_src)
+  if(in_src EQUAL 0)
+    turnkeep_export(${name})
+  endif()
+endfunction()
+
+# turnkeep_export(<library>): installs it and exports it, turnkeep_client as turnkeep::client, which
+# is also its name inside this build. turnkeep_layer() does so for what lies under src.
+function(turnkeep_export name)
+  string(REGEX REPLACE "^turnkeep_" "" short ${name})
+  set_target_properties(${name} PROPERTIES EXPORT_NAME ${short})
+  add_library(turnkeep::${short} ALIAS ${name})
+  set_property(GLOBAL APPEND PROPERTY TURNKEEP_LIBRARIES ${name})
 endfunction()
 
 # turnkeep_test(<name> SOURCES ... LINK ... [LABELS ...] [TIMEOUT seconds])
