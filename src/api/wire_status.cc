@@ -45,6 +45,7 @@ absl::StatusOr<turnkeep::SessionInfo> FromWire(const SessionInfo& message) {
 
 void ToWire(const turnkeep::SessionDetail& detail, SessionDetail* out) {
   ToWire(detail.info, out->mutable_info());
+  out->set_root(IdBytes(detail.root));
   out->mutable_spans()->Reserve(static_cast<int>(detail.spans.size()));
   for (const turnkeep::SessionSpan& span : detail.spans) {
     SessionSpan* to = out->add_spans();
@@ -66,6 +67,7 @@ void ToWire(const turnkeep::SessionDetail& detail, SessionDetail* out) {
 absl::StatusOr<turnkeep::SessionDetail> FromWire(const SessionDetail& message) {
   turnkeep::SessionDetail detail;
   TK_ASSIGN_OR_RETURN(detail.info, FromWire(message.info()));
+  TK_ASSIGN_OR_RETURN(detail.root, ChunkIdFromWire(message.root()));
   detail.spans.reserve(message.spans_size());
   for (const SessionSpan& from : message.spans()) {
     turnkeep::SessionSpan& span = detail.spans.emplace_back();
