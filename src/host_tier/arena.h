@@ -62,13 +62,14 @@ struct SegmentInfo {
 };
 
 // Hears of segments as they come and go, so that clients can be granted them and devices can
-// register their memory. Called inside Allocate, Free, TakeRetired and the destructor,
-// under whatever lock the caller holds: must not block and must not call the arena.
+// register their memory. Called inside Allocate, Free and the destructor, under whatever lock the
+// caller holds: must not block and must not call the arena.
 class SegmentObserver {
  public:
   virtual ~SegmentObserver() = default;
   virtual void OnSegmentCreated(const SegmentInfo& segment) = 0;
-  // No slot of it is held. The memory is still mapped, and is unmapped some time after.
+  // No slot of it is held. It is still mapped during the call, and may be unmapped right
+  // after: a device's registration must end here, or it would outlive the mapping.
   virtual void OnSegmentDestroyed(const SegmentInfo& segment) = 0;
 };
 
@@ -94,7 +95,7 @@ class HostArena {
  public:
   struct Options {
     uint64_t capacity_bytes = 0;  // hard cap on segments of all tenants; at least 4096
-    // Size of a segment. Smaller under a small cap (1/16 of it), larger for slots that
+    // Size of a segment. Smaller under a small cap (1/64 of it), larger for slots that
     // would not fit four times, and whatever is left of the cap in the end.
     uint64_t segment_bytes = kDefaultSegmentBytes;
     bool huge_pages = false;              // from the system's pool; see page_notice()
@@ -149,7 +150,7 @@ class HostArena {
   uint64_t used_bytes(uint32_t tenant) const;
   ArenaUsage Usage() const;
   // Which pages the segments have, for status: "4 KiB pages", "huge pages", or
-  // "4 KiB pages: huge pages were asked for, but memfd_create …: …".
+  // "4 KiB pages from here on: huge pages were asked for, but …".
   const std::string& page_notice() const { return page_notice_; }
 
  private:
@@ -160,11 +161,11 @@ class HostArena {
 
   explicit HostArena(const Options& options);
 
-  absl::StatusOr<Segment*> NewSegment(const ClassKey& key, SizeClass* size_class);
+  absl::StatusOr<Segment*> NewSegment(const ClassKey& key);
   uint64_t SegmentBytesFor(uint64_t slot_bytes) const;
   uint64_t AvailableBytes() const;
   void MakeRoom(uint64_t bytes);
-  absl::StatusOr<SharedMemory> CreateMemory(const ClassKey& key, uint64_t* bytes);
+  absl::StatusOr<SharedMemory> CreateMemory(const ClassKey& key, uint64_t bytes);
   void Retire(Segment* segment);
 
   const uint64_t capacity_bytes_;

@@ -1,0 +1,219 @@
+#include "llama/engine.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "core/status.h"
+
+namespace turnkeep::llama {
+namespace {
+
+constexpr double kRopeTheta = 10000.0;
+
+std::vector<Gemm::Shape> ShapesOf(const ModelConfig& c) {
+  return {
+      {c.dim, c.dim}, {c.kv_dim(), c.dim}, {c.hidden, c.dim}, {c.dim, c.hidden}, {c.vocab, c.dim}};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model* model, const Options& options) {
+  if (options.threads < 1 || options.threads > kMaxThreads) {
+    return InvalidArgument("engine: threads = {}, allowed 1 to {}", options.threads, kMaxThreads);
+  }
+  return std::unique_ptr<Engine>(new Engine(model, options));
+}
+
+Engine::Engine(const Model* model, const Options& options)
+    : model_(model),
+      pool_(options.threads),
+      gemm_(&pool_, ShapesOf(model->config())),
+      rope_(model->config().head_dim(), kRopeTheta) {
+  const ModelConfig& c = model->config();
+  for (uint32_t position = 0; position < c.context; ++position) {
+    angles_.push_back(rope_.Angles(position));
+  }
+  normed_.resize(kMaxBatchRows * c.dim);
+  query_.resize(kMaxBatchRows * c.dim);
+  key_.resize(kMaxBatchRows * c.kv_dim());
+  value_.resize(kMaxBatchRows * c.kv_dim());
+  attended_.resize(kMaxBatchRows * c.dim);
+  projected_.resize(kMaxBatchRows * c.dim);
+  gate_.resize(kMaxBatchRows * c.hidden);
+  up_.resize(kMaxBatchRows * c.hidden);
+  scores_.assign(pool_.thread_count(), std::vector<float>(c.context));
+}
+
+absl::StatusOr<std::unique_ptr<PagedKvCache>> Engine::NewCache(const CacheOptions& options) const {
+  const ModelConfig& c = model_->config();
+  const uint32_t tokens = options.token_count == 0 ? c.context : options.token_count;
+  const uint32_t per_page = std::max(1u, options.page_tokens);
+  return PagedKvCache::Create({.layers = c.layers,
+                               .kv_heads = c.kv_heads,
+                               .head_dim = c.head_dim(),
+                               .dtype = options.dtype,
+                               .keep_raw_keys = options.keep_raw_keys,
+                               .page_tokens = options.page_tokens,
+                               .page_count = (tokens + per_page - 1) / per_page});
+}
+
+absl::Status Engine::Validate(std::span<const Row> rows) const {
+  const ModelConfig& c = model_->config();
+  for (const Row& row : rows) {
+    if (row.token >= c.vocab) {
+      return InvalidArgument("forward: token {} at position {}, the vocabulary has {}", row.token,
+                             row.position, c.vocab);
+    }
+    if (row.position >= c.context) {
+      return InvalidArgument("forward: position {}, the context has {}", row.position, c.context);
+    }
+    if (row.position >= row.sequence->capacity()) {
+      return FailedPrecondition("forward: position {}, the sequence has room for {}", row.position,
+                                row.sequence->capacity());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Forward(std::span<const Row> rows, LayerObserver* observer,
+                             std::span<const uint32_t> logit_rows, std::span<float> logits) {
+  const ModelConfig& c = model_->config();
+  TK_RETURN_IF_ERROR(Validate(rows));
+  TK_CHECK(logits.size() == logit_rows.size() * c.vocab);
+  std::vector<float> x(rows.size() * c.dim);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::memcpy(&x[i * c.dim], model_->embedding() + size_t{rows[i].token} * c.dim,
+                c.dim * sizeof(float));
+  }
+  for (uint32_t layer = 0; layer < c.layers; ++layer) {
+    if (observer != nullptr) TK_RETURN_IF_ERROR(observer->BeforeLayer(layer));
+    for (size_t begin = 0; begin < rows.size(); begin += kMaxBatchRows) {
+      const size_t count = std::min(kMaxBatchRows, rows.size() - begin);
+      RunLayer(layer, rows.subspan(begin, count), &x[begin * c.dim]);
+    }
+    if (observer != nullptr) observer->AfterLayer(layer);
+  }
+  std::vector<float> last(logit_rows.size() * c.dim);
+  for (size_t i = 0; i < logit_rows.size(); ++i) {
+    TK_CHECK(logit_rows[i] < rows.size());
+    RmsNorm(&x[size_t{logit_rows[i]} * c.dim], model_->final_norm(), &last[i * c.dim], c.dim);
+  }
+  if (!logit_rows.empty()) {
+    gemm_.Multiply(last.data(), model_->output(), logits.data(), logit_rows.size(),
+                   {c.vocab, c.dim});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Prefill(Sequence* sequence, std::span<const uint32_t> tokens, uint64_t first,
+                             LayerObserver* observer, std::span<float> logits) {
+  if (tokens.empty()) return InvalidArgument("prefill: no tokens");
+  if (first + tokens.size() > model_->config().context) {
+    return InvalidArgument("prefill: {} tokens after {}, the context has {}", tokens.size(), first,
+                           model_->config().context);
+  }
+  TK_RETURN_IF_ERROR(sequence->Reserve(first + tokens.size()));
+  std::vector<Row> rows(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    rows[i] = {sequence, tokens[i], static_cast<uint32_t>(first + i)};
+  }
+  const uint32_t last = static_cast<uint32_t>(tokens.size() - 1);
+  return Forward(rows, observer, {&last, 1}, logits);
+}
+
+void Engine::RunLayer(uint32_t layer, std::span<const Row> rows, float* x) {
+  const ModelConfig& c = model_->config();
+  ComputeKv(layer, rows, x);
+  RunAttention(layer, rows);
+  gemm_.Multiply(attended_.data(), model_->layer(layer).wo, projected_.data(), rows.size(),
+                 {c.dim, c.dim});
+  for (size_t i = 0; i < rows.size() * c.dim; ++i) x[i] += projected_[i];
+  RunFeedForward(layer, rows.size(), x);
+}
+
+// Queries into query_, keys and values into the cache. All rows' KV is written before
+// any row attends, and attention reads it back as it was rounded for the cache.
+void Engine::ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x) {
+  const ModelConfig& c = model_->config();
+  const Model::Layer& weights = model_->layer(layer);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    RmsNorm(x + i * c.dim, weights.attention_norm, &normed_[i * c.dim], c.dim);
+  }
+  gemm_.Multiply(normed_.data(), weights.wq, query_.data(), rows.size(), {c.dim, c.dim});
+  gemm_.Multiply(normed_.data(), weights.wk, key_.data(), rows.size(), {c.kv_dim(), c.dim});
+  gemm_.Multiply(normed_.data(), weights.wv, value_.data(), rows.size(), {c.kv_dim(), c.dim});
+  for (size_t i = 0; i < rows.size(); ++i) {
+    StoreKv(layer, rows[i], &key_[i * c.kv_dim()], &value_[i * c.kv_dim()], &query_[i * c.dim]);
+  }
+}
+
+// With raw keys the rotated ones are made from the raw ones as stored, so that rotating
+// again after a restore gives the same bits.
+void Engine::StoreKv(uint32_t layer, const Row& row, float* key, const float* value, float* query) {
+  const ModelConfig& c = model_->config();
+  const PagedKvCache::Options& cache = row.sequence->cache()->options();
+  const std::vector<float>& angles = angles_[row.position];
+  Rope::Rotate(angles, query, c.heads, c.head_dim());
+  if (cache.keep_raw_keys) {
+    std::byte* raw = row.sequence->At(Plane::kRawKeys, layer, row.position);
+    StoreRow(key, cache.dtype, raw, c.kv_dim());
+    LoadRow(raw, cache.dtype, key, c.kv_dim());
+  }
+  Rope::Rotate(angles, key, c.kv_heads, c.head_dim());
+  StoreRow(key, cache.dtype, row.sequence->At(Plane::kKeys, layer, row.position), c.kv_dim());
+  StoreRow(value, cache.dtype, row.sequence->At(Plane::kValues, layer, row.position), c.kv_dim());
+}
+
+void Engine::RunAttention(uint32_t layer, std::span<const Row> rows) {
+  const ModelConfig& c = model_->config();
+  const size_t group = c.heads / c.kv_heads;
+  // Heads outside: the rows of one head read the same part of the cache one after another.
+  pool_.ParallelFor(rows.size() * c.kv_heads, [&](size_t index, uint32_t worker) {
+    const size_t head = index / rows.size();
+    const size_t i = index % rows.size();
+    const Row& row = rows[i];
+    PagedKvCache* cache = row.sequence->cache();
+    const uint32_t per_page = cache->options().page_tokens;
+    const size_t head_bytes = c.head_dim() * DTypeBytes(cache->options().dtype);
+    const size_t pages = row.position / per_page + 1;
+    std::vector<const std::byte*> keys(pages), values(pages);
+    for (size_t p = 0; p < pages; ++p) {
+      keys[p] = cache->Page(Plane::kKeys, layer, row.sequence->page(p)) + head * head_bytes;
+      values[p] = cache->Page(Plane::kValues, layer, row.sequence->page(p)) + head * head_bytes;
+    }
+    const size_t offset = i * c.dim + head * group * c.head_dim();
+    Attend({.query = &query_[offset],
+            .out = &attended_[offset],
+            .group = group,
+            .head_dim = c.head_dim(),
+            .tokens = row.position + size_t{1},
+            .dtype = cache->options().dtype,
+            .key_pages = keys,
+            .value_pages = values,
+            .page_tokens = per_page,
+            .row_bytes = cache->row_bytes(),
+            .scores = scores_[worker]});
+  });
+}
+
+void Engine::RunFeedForward(uint32_t layer, size_t count, float* x) {
+  const ModelConfig& c = model_->config();
+  const Model::Layer& weights = model_->layer(layer);
+  for (size_t i = 0; i < count; ++i) {
+    RmsNorm(x + i * c.dim, weights.ffn_norm, &normed_[i * c.dim], c.dim);
+  }
+  gemm_.Multiply(normed_.data(), weights.gate, gate_.data(), count, {c.hidden, c.dim});
+  gemm_.Multiply(normed_.data(), weights.up, up_.data(), count, {c.hidden, c.dim});
+  pool_.ParallelFor(count, [&](size_t i, uint32_t) {
+    SwiGlu(&gate_[i * c.hidden], &up_[i * c.hidden], c.hidden);
+  });
+  gemm_.Multiply(gate_.data(), weights.down, projected_.data(), count, {c.dim, c.hidden});
+  for (size_t i = 0; i < count * c.dim; ++i) x[i] += projected_[i];
+}
+
+uint32_t Greedy(std::span<const float> logits) {
+  return static_cast<uint32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace turnkeep::llama

@@ -1,0 +1,108 @@
+// The forward pass: from tokens and a paged KV cache to logits.
+//
+// A batch is a list of rows, each one token of one sequence at one position: prefill is
+// consecutive positions of one sequence, decode is one row a sequence. A row's KV and logits
+// depend on its token and on what its sequence's cache holds before it, and on nothing
+// else: bit for bit the same in any batch, any split of a prompt, any thread count.
+//
+// Thread-safety: one Forward at a time.
+//
+//   TK_ASSIGN_OR_RETURN(auto engine, Engine::Create(model, {.threads = 2}));
+//   TK_ASSIGN_OR_RETURN(auto cache, engine->NewCache(…));
+//   Sequence sequence(cache.get());
+//   std::vector<float> logits(model->config().vocab);
+//   TK_RETURN_IF_ERROR(engine->Prefill(&sequence, tokens, 0, nullptr, logits));
+#pragma once
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "llama/gemm.h"
+#include "llama/model.h"
+#include "llama/paged_kv_cache.h"
+#include "llama/thread_pool.h"
+#include "llama/vector_math.h"
+
+namespace turnkeep::llama {
+
+// Told where a forward pass is. Called on the thread that runs Forward.
+class LayerObserver {
+ public:
+  virtual ~LayerObserver() = default;
+  // Before anything of `layer` is read from the cache. An error ends the pass, and
+  // Forward returns it; the rows' KV of earlier layers stays written.
+  virtual absl::Status BeforeLayer(uint32_t layer) = 0;
+  // The KV of all rows is in the cache for `layer`, and the layer is done.
+  virtual void AfterLayer(uint32_t layer) = 0;
+};
+
+class Engine {
+ public:
+  struct Options {
+    uint32_t threads = 2;  // 1..kMaxThreads
+  };
+  struct Row {
+    const Sequence* sequence = nullptr;
+    uint32_t token = 0;
+    uint32_t position = 0;
+  };
+  struct CacheOptions {
+    DType dtype = DType::kFloat32;
+    bool keep_raw_keys = false;
+    uint32_t page_tokens = 16;
+    uint32_t token_count = 0;  // of all sequences; 0: the model's context
+  };
+
+  // `model` outlives the engine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Model* model, const Options& options);
+
+  const Model& model() const { return *model_; }
+  const Rope& rope() const { return rope_; }
+  uint32_t tile_tokens() const { return gemm_.tile_tokens(); }
+
+  absl::StatusOr<std::unique_ptr<PagedKvCache>> NewCache(const CacheOptions& options) const;
+
+  // Writes the KV of all rows and gives the logits of the rows in `logit_rows`
+  // ([logit_rows.size(), vocab]). Rows of one sequence come in the order of their
+  // positions, and their sequences have room for them (FailedPrecondition if not). Tokens
+  // outside the vocabulary and positions outside the context are InvalidArgument. Blocks.
+  absl::Status Forward(std::span<const Row> rows, LayerObserver* observer,
+                       std::span<const uint32_t> logit_rows, std::span<float> logits);
+
+  // Forward of consecutive tokens of one sequence from index `first` on, making room for
+  // them. Gives the logits of the last token.
+  absl::Status Prefill(Sequence* sequence, std::span<const uint32_t> tokens, uint64_t first,
+                       LayerObserver* observer, std::span<float> logits);
+
+ private:
+  // Rows that go through a layer's matrices together; bounds the scratch memory.
+  static constexpr size_t kMaxBatchRows = 256;
+
+  Engine(const Model* model, const Options& options);
+  absl::Status Validate(std::span<const Row> rows) const;
+  void RunLayer(uint32_t layer, std::span<const Row> rows, float* x);
+  void ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x);
+  void StoreKv(uint32_t layer, const Row& row, float* key, const float* value, float* query);
+  void RunAttention(uint32_t layer, std::span<const Row> rows);
+  void RunFeedForward(uint32_t layer, size_t count, float* x);
+
+  const Model* model_;
+  ThreadPool pool_;
+  Gemm gemm_;
+  Rope rope_;
+  std::vector<std::vector<float>> angles_;  // of every position of the context
+
+  // Scratch of one batch, [rows, …].
+  std::vector<float> normed_, query_, key_, value_, attended_, projected_, gate_, up_;
+  std::vector<std::vector<float>> scores_;  // of each worker, [context]
+};
+
+// The token with the highest logit; the lowest id of equals.
+uint32_t Greedy(std::span<const float> logits);
+
+}  // namespace turnkeep::llama
