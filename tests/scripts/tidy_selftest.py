@@ -53,7 +53,7 @@ class TidyTest(unittest.TestCase):
         self.assertEqual(status, 0, output)
 
     def test_clean_tree_passes(self):
-        self.passes({}, "includes,headers,sizes,tests,words")
+        self.passes({}, "includes,headers,sizes,tests,words,links")
 
     def test_unknown_check_is_refused(self):
         self.assertEqual(self.tidy({}, "spelling")[0], 2)
@@ -137,6 +137,12 @@ class TidyTest(unittest.TestCase):
         self.finds({"src/core/ids.cc": "// TODO later\n"}, "words", "TODO without a reason")
         self.passes({"src/core/ids.cc": "// TODO(issue 3): rotate keys at load on the device\n"},
                     "words")
+
+    def test_link_to_nothing_is_found(self):
+        self.finds({"docs/a.md": "[the core](../src/core/gone.h)\n"}, "links",
+                   "docs/a.md:1: links to ../src/core/gone.h")
+        self.passes({"docs/a.md": "[the core](../src/core/ids.h#L3) [x](https://example.org)\n"},
+                    "links")
 
 
 if __name__ == "__main__":
