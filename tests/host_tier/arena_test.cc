@@ -252,7 +252,8 @@ class Storm {
       ++refused;
       return;
     }
-    // A stamp at both ends of the slot: an overlapping slot would overwrite it.
+    ExpectDisjoint(arena_->Memory(*slot));
+    // A stamp at both ends of the slot: memory shared by two mappings would show here.
     const LiveSlot live{*slot, tenant, bytes, ++next_stamp_};
     WriteStamps(live);
     live_.push_back(live);
@@ -263,6 +264,7 @@ class Storm {
   void Drop(size_t index) {
     const LiveSlot live = live_[index];
     ExpectStamps(live);
+    addresses_.erase(arena_->Memory(live.ref).data());
     arena_->Free(live.ref);
     live_[index] = live_.back();
     live_.pop_back();
@@ -317,6 +319,17 @@ class Storm {
   inline static const std::vector<uint64_t> kClasses = {4 * kKiB,  8 * kKiB,  12 * kKiB, 16 * kKiB,
                                                         20 * kKiB, 40 * kKiB, 60 * kKiB, 80 * kKiB};
 
+  void ExpectDisjoint(std::span<const std::byte> memory) {
+    const std::byte* const end = memory.data() + memory.size();
+    const auto next = addresses_.lower_bound(memory.data());
+    if (next != addresses_.end()) {
+      ASSERT_LE(end, next->first);
+    }
+    if (next != addresses_.begin()) {
+      ASSERT_LE(std::prev(next)->second, memory.data());
+    }
+    addresses_[memory.data()] = end;
+  }
   void WriteStamps(const LiveSlot& live) {
     const std::span<std::byte> memory = arena_->Memory(live.ref);
     ASSERT_EQ(memory.size(), live.bytes);
@@ -338,6 +351,7 @@ class Storm {
   RecordingObserver observer_;
   std::unique_ptr<HostArena> arena_;
   std::vector<LiveSlot> live_;
+  std::map<const std::byte*, const std::byte*> addresses_;  // begin and end of live slots
   uint64_t next_stamp_ = 0;
   uint64_t model_bytes_ = 0;
   std::map<uint32_t, uint64_t> model_tenant_bytes_;
