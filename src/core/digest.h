@@ -35,9 +35,9 @@ inline constexpr uint32_t kHeaderLayer = 0xFFFFFFFFu;
 
 Digest ComputeDigest(const PageBinding& binding, std::span<const std::byte> bytes);
 
-// Copies `source` to `destination` (same size, not overlapping) and returns the
-// digest of the bytes that arrived in `destination`. One pass over memory: each
-// block is hashed while it is still in cache.
+// Copies `source` to `destination` (same size, not overlapping) and returns the digest of the
+// bytes that were written to `destination`, whatever somebody does to `source` meanwhile.
+// One pass over memory. Pages of 64 KiB and more are written past the cache.
 Digest CopyWithDigest(const PageBinding& binding, std::span<const std::byte> source,
                       std::span<std::byte> destination);
 

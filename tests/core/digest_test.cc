@@ -36,16 +36,17 @@ TEST(Digest, CopyGivesTheDigestOfTheBytesAndTheBytes) {
   PageBinding binding{.layer = 3, .epoch = 17};
   binding.chunk.bytes[5] = 1;
   for (const size_t size : Sizes()) {
-    // Neither end aligned.
-    const std::vector<std::byte> source = RandomBytes(size + 3);
-    std::vector<std::byte> destination(size + 5, std::byte{0xEE});
-    const auto from = std::span(source).subspan(3);
-    const auto to = std::span(destination).subspan(1, size);
-    const Digest digest = CopyWithDigest(binding, from, to);
-    EXPECT_EQ(digest, ComputeDigest(binding, from)) << size;
-    EXPECT_TRUE(std::equal(from.begin(), from.end(), to.begin())) << size;
-    EXPECT_EQ(destination[0], std::byte{0xEE});
-    EXPECT_EQ(destination[size + 1], std::byte{0xEE}) << size;
+    for (const size_t offset : {1, 16, 64}) {  // aligned for nothing, for a vector, for a line
+      const std::vector<std::byte> source = RandomBytes(size + 3);
+      std::vector<std::byte> destination(size + 5 + offset, std::byte{0xEE});
+      const auto from = std::span(source).subspan(3);
+      const auto to = std::span(destination).subspan(offset, size);
+      const Digest digest = CopyWithDigest(binding, from, to);
+      EXPECT_EQ(digest, ComputeDigest(binding, from)) << size;
+      EXPECT_TRUE(std::equal(from.begin(), from.end(), to.begin())) << size;
+      EXPECT_EQ(destination[offset - 1], std::byte{0xEE});
+      EXPECT_EQ(destination[offset + size], std::byte{0xEE}) << size;
+    }
   }
 }
 
