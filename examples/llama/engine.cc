@@ -179,8 +179,9 @@ void Engine::RunAttention(uint32_t layer, std::span<const Row> rows) {
     const size_t pages = row.position / per_page + 1;
     std::vector<const std::byte*> keys(pages), values(pages);
     for (size_t p = 0; p < pages; ++p) {
-      keys[p] = cache->Page(Plane::kKeys, layer, row.sequence->page(p)) + head * head_bytes;
-      values[p] = cache->Page(Plane::kValues, layer, row.sequence->page(p)) + head * head_bytes;
+      const uint32_t page = row.sequence->table().pages[p];
+      keys[p] = cache->Page(Plane::kKeys, layer, page) + head * head_bytes;
+      values[p] = cache->Page(Plane::kValues, layer, page) + head * head_bytes;
     }
     const size_t offset = i * c.dim + head * group * c.head_dim();
     Attend({.query = &query_[offset],
@@ -210,6 +211,46 @@ void Engine::RunFeedForward(uint32_t layer, size_t count, float* x) {
   });
   gemm_.Multiply(gate_.data(), weights.down, projected_.data(), count, {c.dim, c.hidden});
   for (size_t i = 0; i < count * c.dim; ++i) x[i] += projected_[i];
+}
+
+void Engine::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
+                      uint64_t drop_end) const {
+  TK_CHECK(drop_begin <= drop_end && drop_end <= token_count);
+  for (uint32_t layer = 0; layer < model_->config().layers; ++layer) {
+    for (uint64_t from = drop_end; from < token_count; ++from) {
+      const uint64_t to = drop_begin + (from - drop_end);
+      const BlockTable& table = sequence->table();
+      if (table.cache->options().keep_raw_keys) {
+        PlaceKey(table, layer, to, table.At(Plane::kRawKeys, layer, from), 0);
+      } else {
+        PlaceKey(table, layer, to, table.At(Plane::kKeys, layer, from), from);
+      }
+      std::memcpy(table.At(Plane::kValues, layer, to), table.At(Plane::kValues, layer, from),
+                  table.cache->row_bytes());
+    }
+  }
+  sequence->Shrink(token_count - (drop_end - drop_begin));
+}
+
+void Engine::PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token,
+                      const std::byte* stored, uint64_t stored_position) const {
+  const ModelConfig& c = model_->config();
+  const PagedKvCache::Options& cache = table.cache->options();
+  std::byte* target = table.At(Plane::kKeys, layer, token);
+  if (!cache.keep_raw_keys && stored_position == token) {
+    std::memcpy(target, stored, table.cache->row_bytes());
+    return;
+  }
+  std::vector<float> key(c.kv_dim());
+  LoadRow(stored, cache.dtype, key.data(), key.size());
+  if (cache.keep_raw_keys) {
+    std::memmove(table.At(Plane::kRawKeys, layer, token), stored, table.cache->row_bytes());
+    Rope::Rotate(angles_[token], key.data(), c.kv_heads, c.head_dim());
+  } else {
+    const int64_t shift = static_cast<int64_t>(token) - static_cast<int64_t>(stored_position);
+    Rope::Rotate(rope_.Angles(shift), key.data(), c.kv_heads, c.head_dim());
+  }
+  StoreRow(key.data(), cache.dtype, target, key.size());
 }
 
 uint32_t Greedy(std::span<const float> logits) {

@@ -79,6 +79,17 @@ class Engine {
   absl::Status Prefill(Sequence* sequence, std::span<const uint32_t> tokens, uint64_t first,
                        LayerObserver* observer, std::span<float> logits);
 
+  // Takes tokens [drop_begin, drop_end) out of a context of `token_count`; what follows
+  // moves down and its keys get their new positions (raw keys: rotated anew; rotated
+  // keys: shifted by the difference).
+  void Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
+                uint64_t drop_end) const;
+
+  // Puts one token's key as it was stored (raw, or rotated for `stored_position`) where
+  // attention reads it, right for index `token`. Thread-safe for different (layer, token).
+  void PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token, const std::byte* stored,
+                uint64_t stored_position) const;
+
  private:
   // Rows that go through a layer's matrices together; bounds the scratch memory.
   static constexpr size_t kMaxBatchRows = 256;

@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <cerrno>
-#include <utility>
 
 #include "core/check.h"
 #include "core/status.h"
@@ -57,28 +56,25 @@ void PagedKvCache::FreePage(uint32_t page) {
   free_.push_back(page);
 }
 
-Sequence::Sequence(Sequence&& other) noexcept
-    : cache_(other.cache_), pages_(std::exchange(other.pages_, {})) {}
-
 absl::Status Sequence::Reserve(size_t tokens) {
   const size_t before = capacity();
   while (capacity() < tokens) {
-    absl::StatusOr<uint32_t> page = cache_->AllocatePage();
+    absl::StatusOr<uint32_t> page = cache()->AllocatePage();
     if (!page.ok()) {
       Shrink(before);
       return page.status();
     }
-    pages_.push_back(*page);
+    table_.pages.push_back(*page);
   }
   return absl::OkStatus();
 }
 
 void Sequence::Shrink(size_t tokens) {
-  const uint32_t per_page = cache_->options().page_tokens;
+  const uint32_t per_page = cache()->options().page_tokens;
   const size_t keep = (tokens + per_page - 1) / per_page;
-  while (pages_.size() > keep) {
-    cache_->FreePage(pages_.back());
-    pages_.pop_back();
+  while (table_.pages.size() > keep) {
+    cache()->FreePage(table_.pages.back());
+    table_.pages.pop_back();
   }
 }
 

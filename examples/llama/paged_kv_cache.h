@@ -75,34 +75,44 @@ class PagedKvCache {
   std::vector<uint32_t> free_;
 };
 
-// The block table of one context. Gives its pages back when it is destroyed; the cache
-// outlives it.
+// Where the tokens of one context lie. A copy stays right while nobody gives back or
+// reuses the pages.
+struct BlockTable {
+  PagedKvCache* cache = nullptr;
+  std::vector<uint32_t> pages;
+
+  // Tokens for which pages are held.
+  size_t capacity() const { return pages.size() * cache->options().page_tokens; }
+  // One token's row in one plane and layer.
+  std::byte* At(Plane plane, uint32_t layer, size_t token) const {
+    const uint32_t per_page = cache->options().page_tokens;
+    return cache->Page(plane, layer, pages[token / per_page]) +
+           token % per_page * cache->row_bytes();
+  }
+};
+
+// One context. Gives its pages back when it is destroyed; the cache outlives it.
 class Sequence {
  public:
-  explicit Sequence(PagedKvCache* cache) : cache_(cache) {}
+  explicit Sequence(PagedKvCache* cache) : table_{.cache = cache} {}
   ~Sequence() { Shrink(0); }
-  Sequence(Sequence&& other) noexcept;
-  Sequence& operator=(Sequence&&) = delete;
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
 
-  PagedKvCache* cache() const { return cache_; }
-  // Tokens for which pages are held.
-  size_t capacity() const { return pages_.size() * cache_->options().page_tokens; }
+  const BlockTable& table() const { return table_; }
+  PagedKvCache* cache() const { return table_.cache; }
+  size_t capacity() const { return table_.capacity(); }
+  std::byte* At(Plane plane, uint32_t layer, size_t token) const {
+    return table_.At(plane, layer, token);
+  }
 
   // Makes room for `tokens` tokens in all. ResourceExhausted: nothing changed.
   absl::Status Reserve(size_t tokens);
   // Gives back the pages behind the first `tokens` tokens.
   void Shrink(size_t tokens);
 
-  uint32_t page(size_t index) const { return pages_[index]; }
-  std::byte* At(Plane plane, uint32_t layer, size_t token) const {
-    const uint32_t per_page = cache_->options().page_tokens;
-    return cache_->Page(plane, layer, pages_[token / per_page]) +
-           token % per_page * cache_->row_bytes();
-  }
-
  private:
-  PagedKvCache* cache_;
-  std::vector<uint32_t> pages_;
+  BlockTable table_;
 };
 
 }  // namespace turnkeep::llama

@@ -1,0 +1,114 @@
+// Between the engine and a KvStore: restores a context's KV layer by layer while the
+// forward pass runs, and saves every layer as it finishes.
+//
+// Whatever the store does, the engine's output stays the same: what is missing, damaged,
+// late or lost with the daemon is computed. A save that fails is reported to
+// Options::log and changes nothing else.
+//
+// Thread-safety: one call at a time. The store and the engine outlive the bridge, and a
+// sequence given to Prefill or Save stays unchanged until Finish (Prefill and Save
+// call it first).
+//
+//   KvBridge bridge(store, engine, {.session = "alice"});
+//   TK_ASSIGN_OR_RETURN(auto report, bridge.Prefill(&sequence, context, logits));
+//   … decode, appending to context …
+//   bridge.Save(sequence, context_with_kv);  // the answer is kept as well
+//   bridge.Finish();
+#pragma once
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "core/kv_store.h"
+#include "core/layout.h"
+#include "llama/engine.h"
+#include "llama/layer_loader.h"
+#include "llama/layer_saver.h"
+
+namespace turnkeep::llama {
+
+// The layout of `model`'s KV in a cache of these options.
+KvLayout LayoutOf(const Model& model, const Rope& rope, const PagedKvCache::Options& cache,
+                  uint32_t chunk_tokens);
+
+class KvBridge {
+ public:
+  struct Options {
+    std::string session;
+    uint32_t chunk_tokens = kDefaultChunkTokens;
+    // Layers that are later than this after the restore began are computed instead.
+    absl::Duration restore_deadline = absl::Seconds(30);
+    absl::Duration commit_deadline = absl::Seconds(30);
+    // How long a save may wait for room.
+    absl::Duration space_deadline = absl::Seconds(2);
+    // Gets one line for every failure that was worked around.
+    std::function<void(const std::string&)> log = [](const std::string&) {};
+  };
+  struct Report {
+    uint64_t restored_host_tokens = 0;
+    uint64_t restored_disk_tokens = 0;
+    uint64_t computed_tokens = 0;
+    uint32_t restarts = 0;    // passes begun again because restored tokens were lost
+    std::string miss_reason;  // why not all but the last token were restored
+  };
+
+  KvBridge(KvStore* store, Engine* engine, Options options);
+  // Waits for a running save.
+  ~KvBridge();
+
+  // Brings the KV of `context` into `sequence` (what was in it does not count) and gives
+  // the logits of the last token. The save of `context` runs on after the return. Errors
+  // are the engine's own (InvalidArgument, ResourceExhausted); the store's never are.
+  absl::StatusOr<Report> Prefill(Sequence* sequence, std::span<const uint32_t> context,
+                                 std::span<float> logits);
+
+  // Begins to save `context`, whose KV is all in `sequence`, as the session's state.
+  void Save(const Sequence& sequence, std::span<const uint32_t> context);
+
+  // Waits for the running save, if there is one. The error of a save that failed.
+  absl::Status Finish();
+
+  // Takes tokens [drop_begin, drop_end) out of the session and out of `sequence`, which
+  // holds `token_count`. The sequence is always truncated; when the store could not do the
+  // same, the session is not saved until the next Prefill, since the truncated KV
+  // would otherwise pass for KV of the shorter context.
+  absl::Status Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
+                        uint64_t drop_end);
+
+  // The session's generation as last seen; 0 when there is none.
+  uint64_t generation() const { return generation_; }
+
+ private:
+  class LayerPass;
+
+  // Makes the layout known and learns the session's generation. False: no store today.
+  bool Greet(const Sequence& sequence);
+  void BeginLoad(const Sequence& sequence, std::span<const uint32_t> context);
+  std::unique_ptr<RestoreTicket> BeginRestore(const std::string& session,
+                                              std::span<const uint32_t> context);
+  void BeginSave(const Sequence& sequence, std::span<const uint32_t> context);
+  void SaveFailed(const absl::Status& status);
+  absl::Status RunPasses(Sequence* sequence, std::span<const uint32_t> context,
+                         std::span<float> logits, uint64_t* start, Report* report);
+
+  KvStore* const store_;
+  Engine* const engine_;
+  const Options options_;
+  Fingerprint layout_;
+  bool usable_ = false;  // the store answered when this turn began
+  uint64_t generation_ = 0;
+  uint64_t saved_tokens_ = 0;  // of this turn's context, known to be the session's content
+  std::string miss_reason_;
+  std::unique_ptr<LayerLoader> loader_;  // during Prefill
+  std::unique_ptr<LayerSaver> saver_;    // until Finish
+};
+
+}  // namespace turnkeep::llama
