@@ -1,6 +1,7 @@
 // The data directory: what lies where, its format version, and who has it open.
 //
-//   <dir>/FORMAT      text: format version and store id; locked while in use
+//   <dir>/FORMAT      text: format version and store id
+//   <dir>/LOCK        empty; locked while in use
 //   <dir>/index/      the index (RocksDB)
 //   <dir>/extents/    00000001.tkx ... payload
 //

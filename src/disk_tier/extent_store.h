@@ -131,7 +131,8 @@ class ExtentStore {
   absl::Status Read(ExtentRef ref, uint64_t offset, std::span<std::byte> buffer, IoDone done);
   // All started or none; neighbours that are adjacent on disk and in memory are merged.
   absl::Status ReadMany(std::span<ExtentRead> reads);
-  // Makes completed writes to `files` durable. `done` runs once with the first error.
+  // Makes completed writes to `files` durable. `done` runs once with the first error; before
+  // Sync returns when nothing is left to sync. InvalidArgument, ResourceExhausted: never.
   // A file whose sync fails is poisoned: nothing is written there any more, and
   // everything written since its last good sync must be taken as lost.
   absl::Status Sync(std::span<const uint32_t> files,

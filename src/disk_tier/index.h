@@ -81,15 +81,20 @@ class Index {
   // Applies what was accepted, then closes. Every `done` has run when it returns.
   virtual ~Index() = default;
 
+  // Whether the last user of the index ended with SetCleanShutdown(true).
+  virtual bool FoundCleanShutdown() const = 0;
+  // As in IndexMeta, as far as the meta record knows; later Loads may find higher.
+  virtual uint32_t NextFile() const = 0;
+
   // Streams every record in the order tenants, layouts, chunks, sessions, span blocks (of
   // one session together, ascending). A damaged record is reported, counted and skipped.
-  // Call once, before the first Apply; blocks.
+  // May be called again; not at the same time as Apply. Blocks.
   virtual absl::StatusOr<IndexMeta> Load(IndexVisitor& visitor) = 0;
 
   // OK: `done` runs once, on the index's thread, when the batch is applied (and durable,
   // if asked) or has failed; it may call Apply and must not block. ResourceExhausted: the
-  // queue is full, and `done` never runs. Once a write has failed for a reason that
-  // does not pass, all later ones fail with Unavailable.
+  // queue is full, and `done` never runs. A batch that failed may still be found at the
+  // next start (its bytes may have reached the log); it is never found in part.
   virtual absl::Status Apply(IndexBatch batch, SyncMode sync, IndexDone done) = 0;
 
   // Blocks until everything accepted so far is applied and durable.

@@ -60,4 +60,8 @@ void IndexBatch::SetCleanShutdown(bool clean) {
       EncodeMetaRecord({MetaKey::kCleanShutdown, clean ? uint64_t{1} : uint64_t{0}}));
 }
 
+void IndexBatch::DeleteRaw(IndexFamily family, const std::string& key) {
+  Add(family, true, key, {});
+}
+
 }  // namespace turnkeep

@@ -27,6 +27,8 @@ class IndexBatch {
   void SetNextEpoch(uint64_t epoch);
   void SetNextSession(uint64_t number);
   void SetCleanShutdown(bool clean);
+  // Removes a record that could not be decoded, by its key as stored.
+  void DeleteRaw(IndexFamily family, const std::string& key);
 
   bool empty() const { return operations_.empty(); }
   size_t size() const { return operations_.size(); }

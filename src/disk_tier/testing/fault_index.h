@@ -24,6 +24,8 @@ class FaultIndex : public Index {
   void ClearFault();
   uint64_t apply_count() const { return applied_.load(); }
 
+  bool FoundCleanShutdown() const override;
+  uint32_t NextFile() const override;
   absl::StatusOr<IndexMeta> Load(IndexVisitor& visitor) override;
   absl::Status Apply(IndexBatch batch, SyncMode sync, IndexDone done) override;
   absl::Status Flush() override;

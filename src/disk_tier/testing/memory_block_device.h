@@ -30,7 +30,7 @@ class MemoryDisk {
   std::vector<std::byte> Contents(uint32_t file) const;
 
  private:
-  friend class MemoryBlockDevice;
+  friend class MemoryBlockDevice;  // in memory_block_device.cc
   struct File {
     std::vector<std::byte> bytes;
     std::map<uint64_t, std::vector<std::byte>> unsynced;  // block index -> content at last sync
