@@ -30,7 +30,9 @@ class PosixBlockDevice : public BlockDevice {
                    std::string reason)
       : files_(std::move(files)), reason_(std::move(reason)) {
     threads_.reserve(options.thread_count);
-    for (uint32_t i = 0; i < options.thread_count; ++i) threads_.emplace_back([this] { Run(); });
+    running_.resize(options.thread_count);
+    for (uint32_t i = 0; i < options.thread_count; ++i)
+      threads_.emplace_back([this, i] { Run(i); });
   }
 
   ~PosixBlockDevice() override {
@@ -68,8 +70,20 @@ class PosixBlockDevice : public BlockDevice {
     return absl::OkStatus();
   }
 
-  void RegisterMemory(std::span<std::byte>) override {}    // nothing to gain for pread
-  void UnregisterMemory(std::span<std::byte>) override {}  // the caller's operations have finished
+  void RegisterMemory(std::span<std::byte>) override {}  // nothing to gain for pread
+  void UnregisterMemory(std::span<std::byte> memory) override {
+    auto unused = [this, memory]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      for (const Operation& operation : queue_) {
+        if (Overlap(operation.request.buffer, memory)) return false;
+      }
+      for (std::span<std::byte> buffer : running_) {
+        if (Overlap(buffer, memory)) return false;
+      }
+      return true;
+    };
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(&unused));
+  }
 
   std::string Describe() const override {
     return fmt::format("{} pread/pwrite threads ({}), {}", threads_.size(), reason_,
@@ -92,7 +106,11 @@ class PosixBlockDevice : public BlockDevice {
     return !queue_.empty() || (stopping_ && unfinished_ == 0);
   }
 
-  void Run() {
+  static bool Overlap(std::span<std::byte> a, std::span<std::byte> b) {
+    return !a.empty() && a.data() < b.data() + b.size() && b.data() < a.data() + a.size();
+  }
+
+  void Run(uint32_t self) {
     while (true) {
       Operation operation;
       {
@@ -101,6 +119,7 @@ class PosixBlockDevice : public BlockDevice {
         if (queue_.empty()) return;
         operation = std::move(queue_.front());
         queue_.pop_front();
+        running_[self] = operation.request.buffer;
       }
       IoRequest& request = operation.request;
       uint64_t transferred = 0;
@@ -111,6 +130,8 @@ class PosixBlockDevice : public BlockDevice {
         --unfinished_;  // before `done`, which may submit the next
       }
       request.done(status, transferred);
+      absl::MutexLock lock(&mutex_);
+      running_[self] = {};
     }
   }
 
@@ -149,6 +170,7 @@ class PosixBlockDevice : public BlockDevice {
   DeviceCounters counters_;
   mutable absl::Mutex mutex_;
   std::deque<Operation> queue_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::span<std::byte>> running_ ABSL_GUARDED_BY(mutex_);  // by thread
   uint32_t unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // set in the constructor

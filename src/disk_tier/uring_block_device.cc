@@ -309,9 +309,9 @@ class UringBlockDevice : public BlockDevice {
     }
     for (Operation* raw : finished_) {
       std::unique_ptr<Operation> operation(raw);
-      if (operation->region != nullptr) memory_.Release(operation->region);
       counters_.Count(operation->request.op, operation->transferred, operation->status.ok());
       operation->request.done(operation->status, operation->transferred);
+      if (operation->region != nullptr) memory_.Release(operation->region);
     }
     finished_.clear();
   }
