@@ -282,7 +282,9 @@ TEST_P(BlockDeviceTest, UnregisteringWaitsForOperationsOnTheMemory) {
   }
   ASSERT_TRUE(device_->Submit(batch).ok());
   device_->UnregisterMemory(region.span());
-  if (!GetParam().memory) EXPECT_EQ(unfinished, 0);
+  if (!GetParam().memory) {
+    EXPECT_EQ(unfinished, 0);
+  }
   device_.reset();
 }
 
