@@ -78,6 +78,10 @@ SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
   return *this;
 }
 
+void SharedMemory::CloseDescriptor() {
+  if (fd_ >= 0) close(std::exchange(fd_, -1));
+}
+
 SharedMemory::~SharedMemory() {
   if (data_ != nullptr) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);

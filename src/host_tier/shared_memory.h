@@ -3,7 +3,7 @@
 // The owner creates it and hands the descriptor over a Unix socket; the other side maps it.
 // The size is sealed, so neither side can make the other fault by truncating it.
 //
-// Thread-safe: constant after construction. Move-only; the destructor unmaps and closes.
+// Thread-safe: constant once set up. Move-only; the destructor unmaps and closes.
 #pragma once
 
 #include <cstddef>
@@ -40,6 +40,8 @@ class SharedMemory {
   std::span<std::byte> memory() const { return {data_, bytes_}; }
   uint64_t bytes() const { return bytes_; }
   int fd() const { return fd_; }  // borrowed
+  // Keeps the mapping only: an engine that maps thousands of segments needs its descriptors.
+  void CloseDescriptor();
 
  private:
   SharedMemory(int fd, std::byte* data, uint64_t bytes) : fd_(fd), data_(data), bytes_(bytes) {}

@@ -1,0 +1,123 @@
+// The calls of Client that are one request and one reply.
+#include "api/client.h"
+#include "api/client_impl.h"
+#include "core/status.h"
+
+namespace turnkeep {
+
+absl::StatusOr<SessionInfo> Client::ForkSession(const ForkRequest& request) {
+  wire::ForkRequest message;
+  wire::ToWire(request, &message);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::FORK, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<SessionInfo> Client::TruncateSession(const TruncateRequest& request) {
+  wire::TruncateRequest message;
+  wire::ToWire(request, &message);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::TRUNCATE, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<SessionInfo> Client::RenameSession(const std::string& from, const std::string& to) {
+  wire::RenameRequest message;
+  message.set_from(from);
+  message.set_to(to);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::RENAME, message));
+  return wire::FromWire(reply);
+}
+
+absl::Status Client::DropSession(const std::string& name) {
+  wire::SessionRef message;
+  message.set_session(name);
+  return impl_->Call<wire::Empty>(wire::DROP, message).status();
+}
+
+absl::StatusOr<SessionInfo> Client::PinSession(const std::string& name) {
+  wire::SessionRef message;
+  message.set_session(name);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::PIN, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<SessionInfo> Client::UnpinSession(const std::string& name) {
+  wire::SessionRef message;
+  message.set_session(name);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::UNPIN, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<SessionInfo> Client::SetSessionTtl(const std::string& name, absl::Duration ttl) {
+  wire::SetTtlRequest message;
+  message.set_session(name);
+  message.set_ttl_us(wire::ToMicros(ttl));
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::SET_TTL, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<std::vector<SessionInfo>> Client::ListSessions(const ListRequest& request) {
+  wire::ListRequest message;
+  wire::ToWire(request, &message);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionList>(wire::LIST, message));
+  std::vector<SessionInfo> sessions;
+  sessions.reserve(reply.sessions_size());
+  for (const wire::SessionInfo& info : reply.sessions()) {
+    TK_ASSIGN_OR_RETURN(sessions.emplace_back(), wire::FromWire(info));
+  }
+  return sessions;
+}
+
+absl::StatusOr<SessionInfo> Client::StatSession(const std::string& name) {
+  wire::SessionRef message;
+  message.set_session(name);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionInfo>(wire::STAT, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<SessionDetail> Client::ShowSession(const std::string& name) {
+  wire::SessionRef message;
+  message.set_session(name);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionDetail>(wire::SHOW, message));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<Explanation> Client::Explain(const ExplainRequest& request) {
+  wire::ExplainRequest message;
+  wire::ToWire(request, &message);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::Explanation>(
+                                            wire::EXPLAIN, message, wire::RawOf(request.prompt)));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<std::vector<TreeNode>> Client::Tree(const TreeRequest& request) {
+  wire::TreeRequest message;
+  message.set_max_nodes(request.max_nodes);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::TreeReply>(wire::TREE, message));
+  std::vector<TreeNode> nodes;
+  nodes.reserve(reply.nodes_size());
+  for (const wire::TreeNode& node : reply.nodes()) {
+    TK_ASSIGN_OR_RETURN(nodes.emplace_back(), wire::FromWire(node));
+  }
+  return nodes;
+}
+
+absl::StatusOr<VerifyReport> Client::Verify(
+    const VerifyRequest& request,
+    const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) {
+  wire::VerifyRequest message;
+  message.set_session(request.session);
+  message.set_repair(request.repair);
+  TK_ASSIGN_OR_RETURN(const auto connection, impl_->Connection());
+  TK_ASSIGN_OR_RETURN(const auto reply,
+                      connection->Call<wire::VerifyReport>(wire::VERIFY, message,
+                                                           absl::InfiniteFuture(), {}, progress));
+  return wire::FromWire(reply);
+}
+
+absl::StatusOr<StoreStatus> Client::Status() {
+  TK_ASSIGN_OR_RETURN(const auto reply,
+                      impl_->Call<wire::StoreStatus>(wire::STATUS, wire::Empty()));
+  return wire::FromWire(reply);
+}
+
+}  // namespace turnkeep

@@ -1,0 +1,314 @@
+// RestoreTicket of the client; see client_tickets.h.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "api/client_tickets.h"
+#include "core/check.h"
+#include "core/slot_access.h"
+#include "core/status.h"
+
+namespace turnkeep {
+
+namespace {
+
+struct SpanSource {
+  ChunkId id;
+  uint64_t epoch = 0;
+  Digest root;
+  const ChunkGeometry* geometry = nullptr;
+  std::span<const std::byte> image;  // shared memory only
+};
+
+class ClientRestoreTicket : public RestoreTicket {
+ public:
+  explicit ClientRestoreTicket(RestoreTicketParts parts) : parts_(std::move(parts)) {}
+  ~ClientRestoreTicket() override {
+    parts_.connection->RemoveRestore(parts_.ticket);
+    parts_.connection->Release(parts_.ticket);
+  }
+
+  absl::Status Init(const wire::Frame& plan);
+
+  uint64_t token_count() const override { return parts_.state->valid_tokens(); }
+  uint64_t generation() const override { return generation_; }
+  std::span<const RestoredSpan> spans() const override { return spans_; }
+  std::string miss_reason() const override { return parts_.state->miss_reason(); }
+  absl::StatusOr<uint64_t> WaitLayer(uint32_t layer, absl::Duration deadline) override;
+  absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override;
+  std::span<const std::byte> Page(size_t span, uint32_t layer) override;
+  absl::Status VerifyPage(size_t span, uint32_t layer) override;
+  absl::StatusOr<ChunkHeader> Header(size_t span) override;
+
+ private:
+  absl::Status AddSpan(const wire::RestoreEntry& entry);
+  absl::Status MapSpan(const wire::RestoreEntry& entry, SpanSource& source);
+  absl::Status CheckAccess(size_t span, uint32_t layer) const;
+  absl::StatusOr<const ChunkHeader*> HeaderOf(size_t span);
+  absl::StatusOr<ChunkHeader> LoadHeader(size_t span);
+  // Over TCP: copies a page (kHeaderLayer: the header) from the daemon.
+  absl::Status Fetch(size_t span, uint32_t layer, std::span<std::byte> destination);
+  absl::StatusOr<std::span<const std::byte>> FetchedPage(size_t span, uint32_t layer);
+  absl::Status Damaged(size_t span, uint32_t layer, absl::Status why);
+  void GiveUp(const std::string& reason) { parts_.state->Shrink(0, reason); }
+
+  const RestoreTicketParts parts_;
+  uint64_t generation_ = 0;
+  std::vector<RestoredSpan> spans_;
+  std::vector<SpanSource> sources_;
+  std::vector<std::shared_ptr<const SharedMemory>> segments_;  // keep the images alive
+  uint32_t segment_of_last_ = 0;
+
+  absl::Mutex mutex_;
+  // Verified headers, by span; the pointers are constant once set.
+  std::vector<std::unique_ptr<const ChunkHeader>> headers_ ABSL_GUARDED_BY(mutex_);
+  // TCP: pages handed out by Page(), by span × layers + layer.
+  absl::flat_hash_map<uint64_t, std::vector<std::byte>> pages_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::Status ClientRestoreTicket::Init(const wire::Frame& frame) {
+  TK_ASSIGN_OR_RETURN(const auto plan, wire::Parse<wire::RestorePlan>(frame.payload()));
+  TK_ASSIGN_OR_RETURN(const auto entries,
+                      wire::ParseEntries<wire::RestoreEntry>(frame.raw(), plan.entry_count()));
+  generation_ = plan.generation();
+  spans_.reserve(entries.size());
+  sources_.reserve(entries.size());
+  for (const wire::RestoreEntry& entry : entries) TK_RETURN_IF_ERROR(AddSpan(entry));
+  parts_.state->Update(plan.progress());
+  absl::MutexLock lock(&mutex_);
+  headers_.resize(spans_.size());
+  return absl::OkStatus();
+}
+
+absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
+  const uint64_t end = uint64_t{entry.first_in_chunk} + entry.token_count;
+  if (entry.chunk_token_count == 0 || entry.token_count == 0 || end > entry.chunk_token_count ||
+      entry.chunk_token_count > parts_.layout->layout().chunk_tokens ||
+      entry.tier > static_cast<uint32_t>(Tier::kDisk)) {
+    return Internal("restore plan: tokens [{}, {}) of a chunk of {} in tier {}",
+                    entry.first_in_chunk, end, entry.chunk_token_count, entry.tier);
+  }
+  SpanSource source{.epoch = entry.epoch,
+                    .root = {.low = entry.root_low, .high = entry.root_high},
+                    .geometry = &parts_.layout->Geometry(entry.chunk_token_count)};
+  std::memcpy(source.id.bytes.data(), entry.chunk, sizeof(entry.chunk));
+  if (parts_.connection->shared_memory()) TK_RETURN_IF_ERROR(MapSpan(entry, source));
+  spans_.push_back({.token_begin = entry.token_begin,
+                    .token_count = entry.token_count,
+                    .first_in_chunk = entry.first_in_chunk,
+                    .chunk_token_count = entry.chunk_token_count,
+                    .stored_position = entry.stored_position,
+                    .tier = static_cast<Tier>(entry.tier)});
+  sources_.push_back(source);
+  return absl::OkStatus();
+}
+
+absl::Status ClientRestoreTicket::MapSpan(const wire::RestoreEntry& entry, SpanSource& source) {
+  if (segments_.empty() || segment_of_last_ != entry.segment) {
+    TK_ASSIGN_OR_RETURN(auto segment, parts_.connection->Segment(entry.segment));
+    segments_.push_back(std::move(segment));
+    segment_of_last_ = entry.segment;
+  }
+  const std::span<const std::byte> memory = segments_.back()->memory();
+  const uint64_t bytes = source.geometry->image_bytes;
+  if (entry.slot_offset > memory.size() || memory.size() - entry.slot_offset < bytes) {
+    return Internal("restore plan: slot at {} of a segment of {} bytes", entry.slot_offset,
+                    memory.size());
+  }
+  source.image = memory.subspan(entry.slot_offset, bytes);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> ClientRestoreTicket::WaitLayer(uint32_t layer, absl::Duration deadline) {
+  if (layer >= parts_.layout->layer_count()) {
+    return InvalidArgument("wait for layer {}: the layout has {}", layer,
+                           parts_.layout->layer_count());
+  }
+  RestoreState& state = *parts_.state;
+  if (spans_.empty()) return 0;
+  if (!state.WaitFor(layer, std::min(absl::Now() + deadline, parts_.deadline))) {
+    wire::CutRequest cut;
+    cut.set_ticket(parts_.ticket);
+    cut.set_layer(layer);
+    const auto progress = parts_.connection->Call<wire::Progress>(
+        wire::CUT, cut, absl::Now() + parts_.connection->request_timeout());
+    if (progress.ok()) {
+      state.Update(*progress);
+    } else {
+      GiveUp(MessageOf(progress.status()));
+    }
+  }
+  const uint64_t tokens = state.TokensOf(layer);
+  if (tokens == 0) GiveUp(state.miss_reason());
+  return tokens;
+}
+
+absl::Status ClientRestoreTicket::CheckAccess(size_t span, uint32_t layer) const {
+  if (span >= spans_.size() || layer >= parts_.layout->layer_count()) {
+    return InvalidArgument("restore: span {} layer {}, there are {} and {}", span, layer,
+                           spans_.size(), parts_.layout->layer_count());
+  }
+  if (!parts_.state->layer_ready(layer)) {
+    return FailedPrecondition("restore: layer {} has not been waited for", layer);
+  }
+  if (spans_[span].token_begin >= parts_.state->valid_tokens()) {
+    return FailedPrecondition("restore: span {} begins at token {}, only {} are restored: {}", span,
+                              spans_[span].token_begin, parts_.state->valid_tokens(),
+                              parts_.state->miss_reason());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ChunkHeader> ClientRestoreTicket::LoadHeader(size_t span) {
+  const SpanSource& source = sources_[span];
+  if (parts_.connection->shared_memory()) {
+    return DecodeChunkHeader(source.image, source.id, source.epoch, source.root);
+  }
+  std::vector<std::byte> bytes(source.geometry->header_bytes);
+  TK_RETURN_IF_ERROR(Fetch(span, kHeaderLayer, bytes));
+  return DecodeChunkHeader(bytes, source.id, source.epoch, source.root);
+}
+
+absl::StatusOr<const ChunkHeader*> ClientRestoreTicket::HeaderOf(size_t span) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (headers_[span]) return headers_[span].get();
+  }
+  auto header = LoadHeader(span);
+  if (header.ok() && header->layer_digests.size() != parts_.layout->layer_count()) {
+    header = DataLoss("read chunk {}: header of {} layers, the layout has {}",
+                      sources_[span].id.ShortHex(), header->layer_digests.size(),
+                      parts_.layout->layer_count());
+  }
+  if (!header.ok()) {
+    return absl::IsDataLoss(header.status()) ? Damaged(span, kHeaderLayer, header.status())
+                                             : header.status();
+  }
+  absl::MutexLock lock(&mutex_);
+  if (!headers_[span]) {
+    headers_[span] = std::make_unique<const ChunkHeader>(std::move(*header));
+  }
+  return headers_[span].get();
+}
+
+absl::StatusOr<ChunkHeader> ClientRestoreTicket::Header(size_t span) {
+  TK_RETURN_IF_ERROR(CheckAccess(span, 0));
+  TK_ASSIGN_OR_RETURN(const ChunkHeader* header, HeaderOf(span));
+  return *header;
+}
+
+absl::Status ClientRestoreTicket::ReadPage(size_t span, uint32_t layer,
+                                           std::span<std::byte> destination) {
+  TK_RETURN_IF_ERROR(CheckAccess(span, layer));
+  TK_ASSIGN_OR_RETURN(const ChunkHeader* header, HeaderOf(span));
+  const SpanSource& source = sources_[span];
+  absl::Status status;
+  if (parts_.connection->shared_memory()) {
+    status = turnkeep::ReadPage(source.image, *source.geometry, *header, layer, destination);
+  } else {
+    if (destination.size() != source.geometry->page_bytes[layer]) {
+      return InvalidArgument("read chunk {}: destination of layer {} has {} bytes, the page has {}",
+                             source.id.ShortHex(), layer, destination.size(),
+                             source.geometry->page_bytes[layer]);
+    }
+    TK_RETURN_IF_ERROR(Fetch(span, layer, destination));
+    const Digest digest = ComputeDigest(
+        {.chunk = source.id, .layer = layer, .epoch = source.epoch}, destination);
+    if (digest != header->layer_digests[layer]) {
+      status = DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(),
+                        layer);
+    }
+  }
+  return absl::IsDataLoss(status) ? Damaged(span, layer, status) : status;
+}
+
+std::span<const std::byte> ClientRestoreTicket::Page(size_t span, uint32_t layer) {
+  if (!CheckAccess(span, layer).ok()) return {};
+  const SpanSource& source = sources_[span];
+  if (parts_.connection->shared_memory()) {
+    return source.image.subspan(source.geometry->page_offset[layer],
+                                source.geometry->page_bytes[layer]);
+  }
+  const auto page = FetchedPage(span, layer);
+  return page.ok() ? *page : std::span<const std::byte>();
+}
+
+absl::Status ClientRestoreTicket::VerifyPage(size_t span, uint32_t layer) {
+  TK_RETURN_IF_ERROR(CheckAccess(span, layer));
+  TK_ASSIGN_OR_RETURN(const ChunkHeader* header, HeaderOf(span));
+  const SpanSource& source = sources_[span];
+  absl::Status status;
+  if (parts_.connection->shared_memory()) {
+    status = turnkeep::VerifyPage(source.image, *source.geometry, *header, layer);
+  } else {
+    TK_ASSIGN_OR_RETURN(const auto page, FetchedPage(span, layer));
+    const Digest digest =
+        ComputeDigest({.chunk = source.id, .layer = layer, .epoch = source.epoch}, page);
+    if (digest != header->layer_digests[layer]) {
+      status = DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(),
+                        layer);
+    }
+  }
+  return absl::IsDataLoss(status) ? Damaged(span, layer, status) : status;
+}
+
+absl::StatusOr<std::span<const std::byte>> ClientRestoreTicket::FetchedPage(size_t span,
+                                                                            uint32_t layer) {
+  const uint64_t key = span * parts_.layout->layer_count() + layer;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = pages_.find(key);
+    if (it != pages_.end()) return std::span<const std::byte>(it->second);
+  }
+  std::vector<std::byte> page(sources_[span].geometry->page_bytes[layer]);
+  TK_RETURN_IF_ERROR(Fetch(span, layer, page));
+  absl::MutexLock lock(&mutex_);
+  // The map may move the vectors, not what they hold.
+  return std::span<const std::byte>(pages_.try_emplace(key, std::move(page)).first->second);
+}
+
+absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
+                                        std::span<std::byte> destination) {
+  wire::PageRead request;
+  request.set_ticket(parts_.ticket);
+  request.set_span(static_cast<uint32_t>(span));
+  request.set_layer(layer);
+  for (uint64_t offset = 0; offset < destination.size();) {
+    const uint64_t bytes = std::min<uint64_t>(kPagePieceBytes, destination.size() - offset);
+    request.set_offset(offset);
+    request.set_length(static_cast<uint32_t>(bytes));
+    TK_ASSIGN_OR_RETURN(const wire::Frame frame,
+                        parts_.connection->Roundtrip(
+                            wire::PAGE_READ, request.SerializeAsString(), {},
+                            absl::Now() + parts_.connection->request_timeout()));
+    if (frame.raw().size() != bytes) {
+      return Internal("page read: {} bytes came, {} were asked for", frame.raw().size(), bytes);
+    }
+    std::memcpy(destination.data() + offset, frame.raw().data(), bytes);
+    offset += bytes;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ClientRestoreTicket::Damaged(size_t span, uint32_t layer, absl::Status why) {
+  parts_.state->Shrink(spans_[span].token_begin, MessageOf(why));
+  wire::DamageReport report;
+  report.set_ticket(parts_.ticket);
+  report.set_span(static_cast<uint32_t>(span));
+  report.set_layer(layer);
+  // A report that is lost costs nothing but another such finding.
+  (void)parts_.connection->Send(wire::REPORT_DAMAGE, report.SerializeAsString(), {},
+                                absl::Now() + parts_.connection->request_timeout());
+  return why;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RestoreTicket>> MakeRestoreTicket(RestoreTicketParts parts,
+                                                                 const wire::Frame& plan) {
+  auto restore = std::make_unique<ClientRestoreTicket>(std::move(parts));
+  TK_RETURN_IF_ERROR(restore->Init(plan));
+  return restore;
+}
+
+}  // namespace turnkeep
