@@ -116,6 +116,15 @@ absl::Status Unseal(IndexFamily family, size_t key_bytes, std::string_view key,
   if (stored != ChecksumOf(family, key, sealed)) return Damaged(family, "checksum");
   std::memcpy(body, sealed.data(), sizeof(Body));
   if (body->version != kRecordVersion) return Damaged(family, "unknown format version");
+  // One encoding a record: what a later version may put here is not for this one to ignore.
+  constexpr uint8_t kKnownFlags = std::is_same_v<Body, SessionBody> ? kPinnedFlag : 0;
+  if ((body->flags & ~kKnownFlags) != 0) return Damaged(family, "unknown flags");
+  if constexpr (requires { body->reserved; }) {
+    if (body->reserved != 0) return Damaged(family, "reserved bytes in use");
+  }
+  if constexpr (requires { body->reserved2; }) {
+    if (body->reserved2 != 0) return Damaged(family, "reserved bytes in use");
+  }
   *rest = sealed.substr(sizeof(Body));
   return absl::OkStatus();
 }
@@ -237,7 +246,6 @@ absl::Status DecodeSessionRecord(std::string_view key, std::string_view value,
   std::string_view rest;
   TK_RETURN_IF_ERROR(Unseal(kFamily, sizeof(uint64_t), key, value, &body, &rest));
   if (rest.size() != body.name_bytes) return Damaged(kFamily, "length of the name");
-  if ((body.flags & ~kPinnedFlag) != 0) return Damaged(kFamily, "unknown flags");
   if (body.token_count > kMaxSessionTokens) return Damaged(kFamily, "too many tokens");
   // A slice holds a token at least, so more blocks than this cannot be.
   if (body.span_blocks > kMaxSessionTokens / kSlicesPerSpanBlock) {
