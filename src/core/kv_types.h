@@ -60,6 +60,10 @@ struct CommitResult {
   uint64_t token_count = 0;
   uint64_t new_chunks = 0;
   uint64_t new_bytes = 0;  // KV bytes taken over, without headers
+  // False when the durability that is configured could not be kept (the disk tier is full
+  // or failing); the commit then holds in host memory, and `note` says why.
+  bool durable = true;
+  std::string note;
 };
 
 // ---- restore ---------------------------------------------------------------------

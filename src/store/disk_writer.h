@@ -1,0 +1,100 @@
+// The disk writer: everything that goes from memory to the disk tier and the index.
+//
+// One thread takes chunks from StoreState::to_write, verifies their digests, gives them
+// slots, writes them, (by durability) syncs, and then puts their records into the index, in
+// that order. It deletes the index entries of given-up copies before their slots are free
+// again. Session records go to the index as groups: a group is applied once every chunk
+// it waits for is on disk, and groups of one session are applied in order.
+//
+// Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/status/status.h>
+#include <absl/time/time.h>
+
+#include "disk_tier/index_batch.h"
+#include "store/state.h"
+
+namespace turnkeep {
+
+// How a persist ended. `index` is the fate of the session's record; `shortfall` says why
+// a chunk could not be put on disk, empty if all were.
+struct PersistResult {
+  absl::Status index;
+  std::string shortfall;
+};
+
+class DiskWriter {
+ public:
+  explicit DiskWriter(StoreState* state);
+  // Lets running I/O end; what is queued is not written and its persists fail.
+  ~DiskWriter();
+
+  // Applies `batch` after all of `chunks` are on disk and after earlier persists of the
+  // same session. `done` runs exactly once, on another thread or (without a disk tier)
+  // inside the call, not under the lock in the first case.
+  void Persist(uint64_t session, IndexBatch batch, std::span<const ChunkIndex> chunks,
+               std::function<void(PersistResult)> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+
+  // Looks for work. Call after changes of the state that may have queued some.
+  void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
+
+  // Waits until nothing is queued or running; false if the deadline came first.
+  bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(state_->mu);
+
+  uint64_t queued_chunks() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+    return state_->to_write.size() + running_jobs_;
+  }
+
+ private:
+  struct Job;
+  struct Group;
+  using Jobs = std::vector<std::unique_ptr<Job>>;
+
+  void Run();
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  Jobs TakeJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  void ApplyRemovals(std::vector<DiskRemoval> removals, bool wait);
+  void Write(Jobs jobs);
+  absl::Status Verify(const Job& job);
+  absl::Status FindSlot(Job& job);
+  bool MakeRoom(uint64_t slot_bytes, int attempt);
+  void SyncAndIndex(Jobs jobs);
+  void PutRecords(std::shared_ptr<Jobs> jobs);
+  void Finish(Jobs& jobs);
+  void FinishOne(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  void AdvanceGroups(uint64_t session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  void ApplyGroup(std::shared_ptr<Group> group);
+
+  StoreState* const state_;
+
+  // Guarded by state_->mu.
+  absl::flat_hash_map<ChunkIndex, std::vector<std::shared_ptr<Group>>> waiting_for_
+      ABSL_GUARDED_BY(state_->mu);
+  absl::flat_hash_map<uint64_t, std::deque<std::shared_ptr<Group>>> groups_
+      ABSL_GUARDED_BY(state_->mu);
+  std::vector<std::shared_ptr<Group>> ready_ ABSL_GUARDED_BY(state_->mu);
+  uint64_t running_jobs_ ABSL_GUARDED_BY(state_->mu) = 0;
+  uint64_t running_bytes_ ABSL_GUARDED_BY(state_->mu) = 0;
+  uint64_t running_index_ ABSL_GUARDED_BY(state_->mu) = 0;
+  bool stopping_ ABSL_GUARDED_BY(state_->mu) = false;
+
+  // Jobs whose payload write ended, from the device's thread.
+  absl::Mutex wake_mu_ ABSL_ACQUIRED_AFTER(state_->mu);
+  Jobs written_ ABSL_GUARDED_BY(wake_mu_);
+  bool awake_ ABSL_GUARDED_BY(wake_mu_) = false;
+
+  std::thread thread_;
+};
+
+}  // namespace turnkeep

@@ -1,0 +1,305 @@
+// A restore: match, pins, (the engine waits,) load, release.
+// Read save_path.cc beside it: plan, slots, (the engine fills them,) seal, publish, persist.
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+#include "core/slot_access.h"
+#include "core/status.h"
+#include "store/restore_task.h"
+
+namespace turnkeep {
+
+using Kind = PlacementEvent::Kind;
+
+// ---- the path --------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
+    TenantNumber tenant_number, const RestoreRequest& request) {
+  std::shared_ptr<RestoreJob> job;
+  {
+    absl::MutexLock lock(&state_.mu);
+    TK_RETURN_IF_ERROR(CheckOpen());
+    TK_ASSIGN_OR_RETURN(const Tenant* tenant, TenantOf(tenant_number));
+    TK_ASSIGN_OR_RETURN(const LayoutInfo* layout, LayoutOf(request.layout));
+    if (request.session.empty() && request.prompt.token_count() == 0) {
+      return InvalidArgument("restore: neither session nor prompt is given");
+    }
+    if (request.prompt.token_count() > 0) TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, layout->layout));
+    if (request.max_tokens == 0) return InvalidArgument("restore: max_tokens is 0");
+    ExpireSessions();
+
+    job = std::make_shared<RestoreJob>(this, layout);
+    job->begun_ns = state_.NowNs();
+    PromptMatch match = MatchRequest(*tenant, *layout, request, &job->generation);
+    ClipMatch(request.max_tokens, &match);
+    TakeSpans(match, job.get());
+    StartLoads(job);
+    CountRestore(request, *job);
+    ++state_.open_tickets;
+  }
+  writer_->Wake();
+  PumpReads(job);
+  return std::make_unique<RestoreTask>(std::move(job));
+}
+
+RestoreTask::~RestoreTask() {
+  StoreImpl* store = job_->store_;
+  {
+    absl::MutexLock lock(&store->state_.mu);
+    store->ReleaseJob(job_.get());
+    --store->state_.open_tickets;
+  }
+  store->writer_->Wake();
+}
+
+// ---- match -----------------------------------------------------------------------
+
+PromptMatch StoreImpl::MatchRequest(const Tenant& tenant, const LayoutInfo& layout,
+                                    const RestoreRequest& request, uint64_t* generation) {
+  const auto find = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu) -> Session* {
+    return request.session.empty() ? nullptr : state_.sessions.Find(tenant.number, request.session);
+  };
+  Session* session = find();
+  if (session != nullptr && session->layout != layout.number) {
+    PromptMatch match;
+    const auto differences = DiffLayouts(state_.registry.LayoutAt(session->layout)->layout, layout.layout, 1);
+    match.stop_reason = fmt::format("the session was saved under another layout: {} is {} there and {} here",
+                                    differences[0].field, differences[0].left, differences[0].right);
+    if (request.prompt.token_count() == 0) return match;
+    session = nullptr;
+  }
+  if (session == nullptr && request.prompt.token_count() == 0) {
+    PromptMatch match;
+    match.stop_reason = fmt::format("there is no session '{}'", request.session);
+    return match;
+  }
+  if (request.prompt.token_count() == 0) {
+    PromptMatch match;
+    match.spans = session->spans;
+    match.token_count = session->token_count;
+    Touch(session, generation);
+    return match;
+  }
+  const bool by_session = session != nullptr;
+  PromptMatch match = MatchWithHeaders([&](const HeaderTokens& headers) {
+    state_.mu.AssertHeld();
+    PromptMatcher matcher(&state_, &tenant, &layout, request.prompt, &headers);
+    const Session* now = by_session ? find() : nullptr;
+    return now != nullptr ? matcher.AlongSession(*now) : matcher.DownTree();
+  });
+  if (Session* now = by_session ? find() : nullptr; now != nullptr) Touch(now, generation);
+  return match;
+}
+
+void StoreImpl::Touch(Session* session, uint64_t* generation) {
+  session->last_used_unix_s = state_.UnixSeconds();
+  *generation = session->generation;
+}
+
+void StoreImpl::ClipMatch(uint64_t max_tokens, PromptMatch* match) {
+  if (match->token_count <= max_tokens) return;
+  while (match->token_count > max_tokens) {
+    Span& last = match->spans.back();
+    const uint64_t excess = match->token_count - max_tokens;
+    if (excess >= last.count) {
+      match->token_count -= last.count;
+      match->spans.pop_back();
+    } else {
+      last.count = static_cast<uint16_t>(last.count - excess);
+      match->token_count = max_tokens;
+    }
+  }
+  match->stop_reason = "max_tokens";
+}
+
+// ---- pins ------------------------------------------------------------------------
+
+void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
+  uint64_t at = 0;
+  std::string reason = match.stop_reason;
+  job->spans.reserve(match.spans.size());
+  job->slots.reserve(match.spans.size());
+  job->span_states.reserve(match.spans.size());
+  for (const Span& span : match.spans) {
+    const ChunkEntry& entry = state_.catalog[span.chunk];
+    const bool usable = entry.InHost() || (!entry.disk.IsNull() && entry.host.is_null());
+    if (!usable) {
+      reason = WhyMissing(entry);
+      break;
+    }
+    state_.AddOperationRef(span.chunk);
+    if (entry.InHost()) {
+      state_.PinHost(span.chunk);
+    } else {
+      state_.Notify(Kind::kDiskPinned, span.chunk);  // until its load is started
+    }
+    job->spans.push_back({.token_begin = at,
+                          .token_count = span.count,
+                          .first_in_chunk = span.first,
+                          .chunk_token_count = entry.token_count,
+                          .stored_position = uint64_t{entry.position_base} + span.first,
+                          .tier = entry.InHost() ? Tier::kHost : Tier::kDisk});
+    job->slots.push_back({.id = entry.id,
+                          .epoch = entry.epoch,
+                          .root = entry.root,
+                          .slot = entry.host,
+                          .memory = entry.InHost() ? state_.HostImage(entry) : std::span<std::byte>{},
+                          .token_count = entry.token_count});
+    job->span_states.push_back({.chunk = span.chunk, .host_pinned = entry.InHost()});
+    at += span.count;
+  }
+  job->SetValidTokens(at, std::move(reason));
+  // Touched from the last to the first, so that a prefix outlives what depends on it.
+  for (size_t i = job->spans.size(); i-- > 0;) state_.Notify(Kind::kTouched, job->span_states[i].chunk);
+}
+
+void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
+  bool room = true;
+  for (size_t i = 0; i < job->spans.size(); ++i) {
+    RestoreJob::SpanState& span = job->span_states[i];
+    if (span.host_pinned) continue;
+    std::shared_ptr<ChunkLoad> load = room ? JoinOrStartLoad(span.chunk, job.get()) : nullptr;
+    state_.Notify(Kind::kDiskUnpinned, span.chunk);  // the load has a pin of its own
+    if (load == nullptr) {
+      if (room) job->CutAt(job->spans[i].token_begin, "no room in the host tier to read it from disk");
+      room = false;
+      continue;
+    }
+    span.load = load;
+    job->slots[i].slot = load->target.slot;
+    job->slots[i].memory = load->target.memory;
+    load->waiters.push_back({job, i});
+    job->ExpectLoad(*load);
+  }
+  // Spans behind a cut are no part of the restore.
+  for (size_t i = job->spans.size(); i-- > 0 && job->spans[i].token_begin >= job->valid_tokens();) {
+    RestoreJob::SpanState& span = job->span_states[i];
+    if (span.host_pinned) state_.UnpinHost(span.chunk);
+    state_.DropOperationRef(span.chunk);
+    job->spans.pop_back();
+    job->slots.pop_back();
+    job->span_states.pop_back();
+  }
+}
+
+void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& job) {
+  Counters& counters = state_.counters;
+  ++counters.restores;
+  counters.asked_tokens += std::min(request.max_tokens, std::max(request.prompt.token_count(), job.valid_tokens()));
+  if (job.spans.empty()) ++counters.restores_missed;
+  if (!job.spans.empty() && job.valid_tokens() < request.prompt.token_count()) ++counters.restores_partial;
+  for (const RestoredSpan& span : job.spans) {
+    counters.restored_tokens[static_cast<size_t>(span.tier)] += span.token_count;
+    ++counters.restored_chunks[static_cast<size_t>(span.tier)];
+  }
+}
+
+// ---- release ---------------------------------------------------------------------
+
+void StoreImpl::ReleaseJob(RestoreJob* job) {
+  job->released = true;
+  for (size_t i = 0; i < job->span_states.size(); ++i) {
+    RestoreJob::SpanState& span = job->span_states[i];
+    if (span.host_pinned) state_.UnpinHost(span.chunk);
+    if (span.load) LeaveLoad(span.load, job, i);
+    span.load.reset();
+    state_.DropOperationRef(span.chunk);
+  }
+  job->span_states.clear();
+}
+
+// ---- progress --------------------------------------------------------------------
+
+void RestoreJob::ExpectLoad(const ChunkLoad& load) {
+  for (size_t layer = load.layers_ready; layer < pending_.size(); ++layer) ++pending_[layer];
+}
+
+void RestoreJob::LoadAdvanced(uint32_t from_layer, uint32_t to_layer) {
+  for (uint32_t layer = from_layer; layer < to_layer; ++layer) --pending_[layer];
+}
+
+void RestoreJob::CutAt(uint64_t token, const std::string& reason) {
+  if (token >= valid_tokens_) return;
+  valid_tokens_ = token;
+  miss_reason_ = reason;
+  for (size_t i = 0; i < span_states.size(); ++i) {
+    if (spans[i].token_begin < token || !span_states[i].load) continue;
+    LoadAdvanced(span_states[i].load->layers_ready, static_cast<uint32_t>(pending_.size()));
+    store_->LeaveLoad(span_states[i].load, this, i);
+    span_states[i].load.reset();
+  }
+}
+
+RestoreProgress RestoreJob::Progress() const {
+  RestoreProgress progress;
+  while (progress.layers_ready < pending_.size() && pending_[progress.layers_ready] == 0) {
+    ++progress.layers_ready;
+  }
+  progress.valid_tokens = valid_tokens_;
+  progress.finished = progress.layers_ready == pending_.size() || released;
+  progress.miss_reason = miss_reason_;
+  return progress;
+}
+
+void RestoreJob::TellObserver() {
+  absl::MutexLock lock(&observer_mu);
+  if (!observer || told_finished) return;
+  RestoreProgress progress;
+  {
+    absl::MutexLock state_lock(&store_->state_.mu);
+    progress = Progress();
+  }
+  told_finished = progress.finished;
+  observer(progress);
+}
+
+RestoreProgress RestoreTask::progress() const {
+  absl::MutexLock lock(&job_->store_->state_.mu);
+  return job_->Progress();
+}
+
+void RestoreTask::Observe(std::function<void(const RestoreProgress&)> observer) {
+  {
+    absl::MutexLock lock(&job_->observer_mu);
+    TK_CHECK(!job_->observer);
+    job_->observer = std::move(observer);
+  }
+  job_->TellObserver();
+}
+
+void RestoreTask::CutAtLayer(uint32_t layer) {
+  {
+    StoreImpl* store = job_->store_;
+    absl::MutexLock lock(&store->state_.mu);
+    for (size_t i = 0; i < job_->span_states.size(); ++i) {
+      const auto& load = job_->span_states[i].load;
+      if (load && load->layers_ready <= layer) {
+        ++store->state_.counters.restores_cut_late;
+        job_->CutAt(job_->spans[i].token_begin, fmt::format("layer {} had not arrived at the deadline", layer));
+        break;
+      }
+    }
+  }
+  job_->TellObserver();
+}
+
+void RestoreTask::ReportDamage(size_t span, uint32_t layer) {
+  if (span >= job_->spans.size()) return;
+  const ChunkSlot& slot = job_->slots[span];
+  const absl::StatusOr<ChunkHeader> header = DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
+  bool damaged = !header.ok();
+  if (!damaged && layer < job_->layout->layout.layers.size()) {
+    damaged = !VerifyPage(slot.memory, job_->layout->Geometry(slot.token_count), *header, layer).ok();
+  }
+  {
+    StoreImpl* store = job_->store_;
+    absl::MutexLock lock(&store->state_.mu);
+    if (damaged) store->state_.DropDamagedHost(job_->span_states[span].chunk);
+    job_->CutAt(job_->spans[span].token_begin, "dropped: its digest did not match");
+  }
+  job_->TellObserver();
+}
+
+}  // namespace turnkeep

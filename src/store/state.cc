@@ -1,0 +1,236 @@
+#include "store/state.h"
+
+#include <utility>
+
+#include <spdlog/spdlog.h>
+
+#include "core/check.h"
+#include "core/status.h"
+#include "core/units.h"
+
+namespace turnkeep {
+
+namespace {
+
+using Kind = PlacementEvent::Kind;
+
+// Bounds of what explain remembers and of what status repeats.
+constexpr size_t kMaxForgotten = 1u << 16;
+constexpr size_t kMaxWarnings = 64;
+// Rounds of eviction for one slot: enough to empty a segment of another size class.
+constexpr int kMaxEvictionRounds = 4096;
+
+MissingReason ReasonOf(PlacementAction::Reason reason) {
+  switch (reason) {
+    case PlacementAction::Reason::kNoDiskTier: return MissingReason::kEvictedNoDiskTier;
+    case PlacementAction::Reason::kDiskFull: return MissingReason::kEvictedDiskFull;
+    case PlacementAction::Reason::kWriteFailed: return MissingReason::kDiskWriteFailed;
+    default: return MissingReason::kEvictedForRoom;
+  }
+}
+
+}  // namespace
+
+StoreState::StoreState(StoreOptions store_options, std::unique_ptr<HostArena> host_arena,
+                       Placement rules)
+    : options(std::move(store_options)),
+      clock(options.clock),
+      arena(std::move(host_arena)),
+      placement(std::move(rules)) {}
+
+void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes) {
+  // Carrying out an action may notify again: the list is taken first.
+  std::vector<PlacementAction> actions = std::move(actions_);
+  actions.clear();
+  placement.Handle({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = NowNs()}, &actions);
+  for (const PlacementAction& action : actions) Carry(action);
+  actions.clear();
+  actions_ = std::move(actions);
+}
+
+void StoreState::Carry(const PlacementAction& action) {
+  ChunkEntry& entry = catalog[action.chunk];
+  switch (action.kind) {
+    case PlacementAction::Kind::kWriteToDisk:
+      AddOperationRef(action.chunk);
+      to_write.push_back(action.chunk);
+      return;
+    case PlacementAction::Kind::kEvictHost:
+      FreeHostCopy(action.chunk);
+      ++(entry.disk.IsNull() ? counters.host_evictions_lost : counters.host_evictions);
+      break;
+    case PlacementAction::Kind::kEvictDisk:
+      GiveUpDiskCopy(action.chunk);
+      ++counters.disk_evictions;
+      break;
+  }
+  ++(action.reason == PlacementAction::Reason::kWatermark ? counters.evicted_at_watermark
+                                                          : counters.evicted_for_space);
+  if (!entry.HasData()) SetMissing(entry, ReasonOf(action.reason));
+}
+
+absl::StatusOr<SlotRef> StoreState::AllocateSlot(uint16_t tenant, uint64_t slot_bytes) {
+  for (int round = 0;; ++round) {
+    absl::StatusOr<SlotRef> slot = arena->Allocate(tenant, slot_bytes);
+    if (slot.ok()) {
+      Notify(Kind::kHostReserved, kNoChunk, slot_bytes);
+      return slot;
+    }
+    if (!absl::IsResourceExhausted(slot.status()) || round == kMaxEvictionRounds) return slot;
+    const uint64_t used = placement.host().used_bytes;
+    Notify(Kind::kHostSpaceNeeded, kNoChunk, slot_bytes);
+    if (placement.host().used_bytes == used) return slot;  // nothing could go at once
+  }
+}
+
+void StoreState::ReleaseSlot(SlotRef slot, uint64_t slot_bytes) {
+  arena->Free(slot);
+  Notify(Kind::kHostUnreserved, kNoChunk, slot_bytes);
+  if (on_room) on_room();
+}
+
+void StoreState::FillHost(ChunkIndex chunk, SlotRef slot) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(entry.host.is_null());
+  entry.host = slot;
+  entry.host_damaged = false;
+  Notify(Kind::kHostFilled, chunk, entry.slot_blocks * kBlockBytes);
+}
+
+void StoreState::AddOperationRef(ChunkIndex chunk) { ++catalog[chunk].operation_refs; }
+
+void StoreState::DropOperationRef(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(entry.operation_refs > 0);
+  if (--entry.operation_refs == 0 && entry.session_refs == 0) Forget(chunk);
+}
+
+void StoreState::AddSessionRef(ChunkIndex chunk, bool pinned) {
+  ++catalog[chunk].session_refs;
+  if (pinned) Notify(Kind::kPinned, chunk);
+}
+
+void StoreState::DropSessionRef(ChunkIndex chunk, bool pinned, std::string_view reason) {
+  ChunkEntry& entry = catalog[chunk];
+  if (pinned) Notify(Kind::kUnpinned, chunk);
+  TK_CHECK(entry.session_refs > 0);
+  if (--entry.session_refs > 0) return;
+  Remember(entry.id, reason);
+  if (entry.operation_refs == 0) Forget(chunk);
+}
+
+void StoreState::PinHost(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT16_MAX);
+  ++entry.host_pins;
+  Notify(Kind::kHostPinned, chunk);
+}
+
+void StoreState::UnpinHost(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(entry.host_pins > 0);
+  --entry.host_pins;
+  Notify(Kind::kHostUnpinned, chunk);
+  SettleDamagedHost(chunk);
+}
+
+void StoreState::SettleDamagedHost(ChunkIndex chunk) {
+  const ChunkEntry& entry = catalog[chunk];
+  if (!entry.host_damaged || entry.host_pins > 0 || placement.Writing(chunk)) return;
+  Notify(Kind::kHostLost, chunk);
+  FreeHostCopy(chunk);
+}
+
+void StoreState::EvictFromDisk(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  if (entry.disk.IsNull() || !placement.MayEvictFromDisk(chunk)) return;
+  Notify(Kind::kDiskLost, chunk);
+  GiveUpDiskCopy(chunk);
+  ++counters.disk_evictions;
+  ++counters.evicted_for_space;
+  if (!entry.HasData()) SetMissing(entry, MissingReason::kEvictedForRoom);
+}
+
+void StoreState::DropDamagedHost(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  if (entry.host.is_null() || entry.host_damaged) return;
+  ++counters.host_digest_failures;
+  spdlog::error("chunk {}: host copy does not match its digest and was dropped", entry.id.ShortHex());
+  entry.host_damaged = true;
+  if (entry.disk.IsNull()) SetMissing(entry, MissingReason::kDigestFailed);
+  SettleDamagedHost(chunk);
+}
+
+void StoreState::DropDamagedDisk(ChunkIndex chunk, MissingReason reason) {
+  ChunkEntry& entry = catalog[chunk];
+  if (entry.disk.IsNull()) return;
+  ++(reason == MissingReason::kDigestFailed ? counters.disk_digest_failures : counters.disk_read_errors);
+  spdlog::error("chunk {}: disk copy {} {}", entry.id.ShortHex(), ToString(entry.disk), NameOf(reason));
+  Notify(Kind::kDiskLost, chunk);
+  GiveUpDiskCopy(chunk);
+  if (!entry.HasData()) SetMissing(entry, reason);
+}
+
+std::span<std::byte> StoreState::HostImage(const ChunkEntry& entry) const {
+  return arena->Memory(entry.host);
+}
+
+void StoreState::FreeHostCopy(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(!entry.host.is_null() && entry.host_pins == 0);
+  arena->Free(entry.host);
+  entry.host = SlotRef{};
+  entry.host_damaged = false;
+  if (on_room) on_room();
+}
+
+void StoreState::GiveUpDiskCopy(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(!entry.disk.IsNull());
+  removals.push_back({.id = entry.id, .extent = entry.disk});
+  entry.disk = ExtentRef{};
+}
+
+void StoreState::SetMissing(ChunkEntry& entry, MissingReason reason) {
+  entry.missing_reason = reason;
+  entry.missing_since_unix_s = static_cast<uint32_t>(UnixSeconds());
+}
+
+void StoreState::Forget(ChunkIndex chunk) {
+  ChunkEntry& entry = catalog[chunk];
+  TK_CHECK(entry.session_refs == 0 && entry.operation_refs == 0);
+  if (!entry.host.is_null()) {
+    Notify(Kind::kHostLost, chunk);
+    FreeHostCopy(chunk);
+  }
+  if (!entry.disk.IsNull()) {
+    Notify(Kind::kDiskLost, chunk);
+    GiveUpDiskCopy(chunk);
+  }
+  catalog.EraseIfUnneeded(chunk);
+}
+
+void StoreState::Remember(const ChunkId& id, std::string_view reason) {
+  const uint64_t key = id.Prefix64();
+  if (forgotten_.insert_or_assign(key, ForgottenChunk{static_cast<uint32_t>(UnixSeconds()), reason}).second) {
+    forgotten_order_.push_back(key);
+  }
+  while (forgotten_order_.size() > kMaxForgotten) {
+    forgotten_.erase(forgotten_order_.front());
+    forgotten_order_.pop_front();
+  }
+}
+
+const ForgottenChunk* StoreState::FindForgotten(const ChunkId& id) const {
+  const auto it = forgotten_.find(id.Prefix64());
+  return it == forgotten_.end() ? nullptr : &it->second;
+}
+
+void StoreState::Warn(const std::string& message) {
+  for (const std::string& warning : warnings) {
+    if (warning == message) return;
+  }
+  if (warnings.size() < kMaxWarnings) warnings.push_back(message);
+}
+
+}  // namespace turnkeep

@@ -1,0 +1,135 @@
+// What the store knows, under its one lock, and the small steps by which every path
+// changes it: allocate a slot, evict a copy, forget a chunk. save_path, restore_path,
+// disk_writer and the rest are written in terms of these.
+//
+// Thread-safety: members marked so are guarded by `mu`; methods say what they require.
+// None does I/O: index changes are queued for the disk writer.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/synchronization/mutex.h>
+
+#include "core/clock.h"
+#include "disk_tier/recovery.h"
+#include "host_tier/arena.h"
+#include "store/catalog.h"
+#include "store/counters.h"
+#include "store/placement.h"
+#include "store/registry.h"
+#include "store/session_table.h"
+#include "store/store.h"
+
+namespace turnkeep {
+
+// A disk copy that has been given up: its index entry is deleted first, its slot freed then.
+struct DiskRemoval {
+  ChunkId id;
+  ExtentRef extent;
+};
+
+// What is remembered of a chunk that no session refers to any more, for explain.
+struct ForgottenChunk {
+  uint32_t unix_s = 0;
+  std::string_view reason;  // static text
+};
+
+class StoreState {
+ public:
+  StoreState(StoreOptions store_options, std::unique_ptr<HostArena> host_arena, Placement rules);
+
+  const StoreOptions options;
+  Clock* const clock;
+  DiskTier disk;  // parts are null without a disk tier; set once before use
+
+  mutable absl::Mutex mu;
+  std::unique_ptr<HostArena> arena ABSL_GUARDED_BY(mu);
+  Catalog catalog ABSL_GUARDED_BY(mu);
+  SessionTable sessions ABSL_GUARDED_BY(mu);
+  Registry registry ABSL_GUARDED_BY(mu);
+  Placement placement ABSL_GUARDED_BY(mu);
+  Counters counters ABSL_GUARDED_BY(mu);
+  uint64_t next_epoch ABSL_GUARDED_BY(mu) = 1;
+  uint64_t next_session ABSL_GUARDED_BY(mu) = 1;
+  uint64_t open_tickets ABSL_GUARDED_BY(mu) = 0;
+  bool closing ABSL_GUARDED_BY(mu) = false;
+  std::vector<std::string> warnings ABSL_GUARDED_BY(mu);
+
+  // Work for the disk writer.
+  std::deque<ChunkIndex> to_write ABSL_GUARDED_BY(mu);
+  std::vector<DiskRemoval> removals ABSL_GUARDED_BY(mu);
+  // Called when host slots became free (saves that wait for room try again).
+  std::function<void()> on_room;
+
+  bool has_disk() const { return disk.extents != nullptr; }
+  int64_t NowNs() const { return clock->NowNs(); }
+  int64_t UnixSeconds() const { return clock->UnixSeconds(); }
+
+  // Tells the placement and carries out what it answers.
+  void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes = 0)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // A host slot for `tenant`, evicting what the placement says. ResourceExhausted when
+  // nothing (more) can be evicted at once.
+  absl::StatusOr<SlotRef> AllocateSlot(uint16_t tenant, uint64_t slot_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Gives back a slot that never became a host copy.
+  void ReleaseSlot(SlotRef slot, uint64_t slot_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // The slot becomes the host copy of the chunk.
+  void FillHost(ChunkIndex chunk, SlotRef slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // References of running operations. The last one to go forgets a chunk that no
+  // session refers to.
+  void AddOperationRef(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void DropOperationRef(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void AddSessionRef(ChunkIndex chunk, bool pinned) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // `reason` is remembered if this forgets the chunk.
+  void DropSessionRef(ChunkIndex chunk, bool pinned, std::string_view reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // Restores read the host copy, reads read the disk copy.
+  void PinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void UnpinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // A copy turned out damaged or unreadable: it is dropped (a pinned host copy with its
+  // last pin) and counted.
+  void DropDamagedHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void DropDamagedDisk(ChunkIndex chunk, MissingReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // Frees a damaged host copy that nothing uses any more.
+  void SettleDamagedHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Drops the disk copy if nothing holds it, whatever the policy's order.
+  void EvictFromDisk(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // The chunk's slot image in the arena; the entry must be in the host tier.
+  std::span<std::byte> HostImage(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  void Remember(const ChunkId& id, std::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  const ForgottenChunk* FindForgotten(const ChunkId& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Warn(const std::string& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // Whether the disk writer has something to do.
+  bool WriterHasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return !to_write.empty() || !removals.empty();
+  }
+
+ private:
+  void Carry(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void FreeHostCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void GiveUpDiskCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void SetMissing(ChunkEntry& entry, MissingReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Forget(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  std::vector<PlacementAction> actions_ ABSL_GUARDED_BY(mu);
+  absl::flat_hash_map<uint64_t, ForgottenChunk> forgotten_ ABSL_GUARDED_BY(mu);
+  std::deque<uint64_t> forgotten_order_ ABSL_GUARDED_BY(mu);
+};
+
+}  // namespace turnkeep

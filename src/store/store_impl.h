@@ -1,0 +1,199 @@
+// The store's implementation: one class, its methods by theme in
+//   store.cc         opening, closing, tenants, layouts, the housekeeping thread
+//   save_path.cc     a save from plan to commit
+//   restore_path.cc  a restore from match to last layer (mirror image of save_path.cc)
+//   chunk_load.cc    the loads from disk that restores share
+//   session_ops.cc   fork, truncate, rename, drop, pin, time to live, list, show
+//   explain.cc       explain and tree
+//   verify.cc        online check of every byte
+//   status.cc        numbers
+//   load.cc          reopening: from the index to the catalog
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <absl/synchronization/mutex.h>
+
+#include "disk_tier/aligned_buffer.h"
+#include "store/disk_writer.h"
+#include "store/prompt_match.h"
+#include "store/state.h"
+#include "store/store.h"
+
+namespace turnkeep {
+
+class SaveTask;
+class RestoreTask;
+class RestoreJob;
+struct ChunkLoad;
+
+class StoreImpl final : public Store, private SegmentObserver {
+ public:
+  static absl::StatusOr<std::unique_ptr<StoreImpl>> Open(StoreOptions options);
+  ~StoreImpl() override;
+
+  absl::Status Close(absl::Duration deadline) override;
+  absl::StatusOr<TenantNumber> OpenTenant(const std::string& name) override;
+  absl::StatusOr<std::unique_ptr<KvStore>> ForTenant(const std::string& name) override;
+  void BeginSave(TenantNumber tenant, const SaveRequest& request,
+                 std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
+  void BeginImport(TenantNumber tenant, const ImportRequest& request,
+                   std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
+  absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
+      TenantNumber tenant, const RestoreRequest& request) override;
+  absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override;
+  void ObserveReleasedSegments(std::function<void(uint32_t segment)> observer) override;
+  StoreStatus GetStatus() override;
+  std::vector<SessionInfo> ListAllSessions(TenantNumber tenant, const ListRequest& request) override;
+  std::vector<std::string> ListTenants() override;
+
+  // What KvStore (core/kv_store.h) promises, for one tenant.
+  absl::StatusOr<Fingerprint> RegisterLayout(const KvLayout& layout);
+  absl::StatusOr<KvLayout> GetLayout(const Fingerprint& fingerprint);
+  absl::StatusOr<SessionInfo> ForkSession(TenantNumber tenant, const ForkRequest& request);
+  absl::StatusOr<SessionInfo> TruncateSession(TenantNumber tenant, const TruncateRequest& request);
+  absl::StatusOr<SessionInfo> RenameSession(TenantNumber tenant, const std::string& from,
+                                            const std::string& to);
+  absl::Status DropSession(TenantNumber tenant, const std::string& name);
+  absl::StatusOr<SessionInfo> SetPinned(TenantNumber tenant, const std::string& name, bool pinned);
+  absl::StatusOr<SessionInfo> SetTtl(TenantNumber tenant, const std::string& name, absl::Duration ttl);
+  absl::StatusOr<SessionInfo> StatSession(TenantNumber tenant, const std::string& name);
+  absl::StatusOr<SessionDetail> ShowSession(TenantNumber tenant, const std::string& name);
+  absl::StatusOr<Explanation> Explain(TenantNumber tenant, const ExplainRequest& request);
+  absl::StatusOr<std::vector<TreeNode>> Tree(TenantNumber tenant, const TreeRequest& request);
+  absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
+                                      const std::function<void(uint64_t, uint64_t)>& progress);
+
+ private:
+  friend class SaveTask;
+  friend class RestoreTask;
+  friend class RestoreJob;
+  friend class IndexLoader;
+
+  using SaveDone = std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)>;
+  struct WaitingSave {
+    std::unique_ptr<SaveTask> task;
+    int64_t deadline_ns = 0;
+    SaveDone done;
+  };
+
+  StoreImpl(StoreOptions options, Placement placement);
+
+  // SegmentObserver; called under the lock.
+  void OnSegmentCreated(const SegmentInfo& segment) override;
+  void OnSegmentDestroyed(const SegmentInfo& segment) override;
+
+  absl::Status OpenDisk();
+  absl::Status StartRun();
+  void Housekeep();
+  void RetryWaitingSaves(std::vector<WaitingSave>* finished) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  absl::Status CheckOpen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::StatusOr<const Tenant*> TenantOf(TenantNumber number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::StatusOr<const LayoutInfo*> LayoutOf(const Fingerprint& fingerprint)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::StatusOr<Session*> SessionOf(TenantNumber tenant, const std::string& name)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::Status CheckPrompt(const Prompt& prompt, const KvLayout& layout) const;
+  void StartSave(std::unique_ptr<SaveTask> task, absl::Duration space_deadline, SaveDone done);
+
+  // Reads the token ids of a chunk from its header on disk; the entry's disk copy is
+  // pinned meanwhile. Both block.
+  absl::StatusOr<std::vector<uint32_t>> ReadHeaderTokens(const ChunkEntry& entry, const LayoutInfo& layout);
+  absl::Status ReadExtentBlocking(ExtentRef extent, uint64_t offset, std::span<std::byte> buffer);
+  // Runs `match` under the lock until it needs no more headers. The lock is held on entry
+  // and on return, and given up in between when a header has to be read.
+  PromptMatch MatchWithHeaders(const std::function<PromptMatch(const HeaderTokens&)>& match)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  // Steps of a restore (restore_path.cc).
+  PromptMatch MatchRequest(const Tenant& tenant, const LayoutInfo& layout, const RestoreRequest& request,
+                           uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void Touch(Session* session, uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  static void ClipMatch(uint64_t max_tokens, PromptMatch* match);
+  void TakeSpans(const PromptMatch& match, RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void CountRestore(const RestoreRequest& request, const RestoreJob& job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void ReleaseJob(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  // Loads (chunk_load.cc).
+  // Null when there is no room for it, or when it cannot be joined any more.
+  std::shared_ptr<ChunkLoad> JoinOrStartLoad(ChunkIndex chunk, RestoreJob* job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void LeaveLoad(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void EndLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void CompleteLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void PumpReads(const std::shared_ptr<RestoreJob>& job) ABSL_LOCKS_EXCLUDED(state_.mu);
+  ExtentRead MakeRead(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
+                      size_t index);
+  void SubmitReads(std::vector<ExtentRead> batch) ABSL_LOCKS_EXCLUDED(state_.mu);
+  static absl::Status VerifyReads(ChunkLoad& load, size_t index, uint32_t* layers_ready);
+  void ReadEnded(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
+                 size_t index, absl::Status status) ABSL_LOCKS_EXCLUDED(state_.mu);
+  void AdvanceLoad(const std::shared_ptr<ChunkLoad>& load, uint32_t layers_ready,
+                   const absl::Status& status, std::vector<std::shared_ptr<RestoreJob>>* to_tell)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void CountRead(RestoreJob* job, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  // Verify (verify.cc).
+  absl::StatusOr<std::vector<ChunkIndex>> ChunksToVerify(TenantNumber tenant, const VerifyRequest& request,
+                                                         uint64_t* total_bytes)
+      ABSL_LOCKS_EXCLUDED(state_.mu);
+  void VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer, VerifyReport* report)
+      ABSL_LOCKS_EXCLUDED(state_.mu);
+
+  // Explain and tree (explain.cc).
+  struct PendingRun {
+    ChunkIndex first = kNoChunk;
+    uint32_t depth = 0;
+    uint64_t token_begin = 0;
+  };
+  using EndsAt = absl::flat_hash_map<ChunkIndex, std::vector<const std::string*>>;
+  void ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout, const Prompt& prompt,
+                         const PromptMatch& match, Explanation* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void AddRun(ChunkIndex first, uint32_t depth, uint64_t token_begin, const EndsAt& ends,
+              std::vector<TreeNode>* out, std::vector<PendingRun>* pending)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  // Replaces the session's view, moves references, and counts the change.
+  void SetView(Session* session, std::vector<Span> view, std::string_view reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  Session* CreateSession(TenantNumber tenant, const std::string& name, const LayoutInfo& layout)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void EraseSession(Session* session, std::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void ExpireSessions() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  // The session as the index shall hold it; spans before `first_changed_span` are there.
+  IndexBatch SessionBatch(Session* session, size_t first_changed_span)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void PersistSession(Session* session, size_t first_changed_span,
+                      std::function<void(PersistResult)> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  SessionInfo InfoOf(const Session& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::vector<Span> Slice(const Session& session, uint64_t begin, uint64_t end) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::string WhyMissing(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  StoreState state_;
+  std::unique_ptr<DiskWriter> writer_;
+  std::function<void(uint32_t)> released_segments_ ABSL_GUARDED_BY(state_.mu);
+  absl::flat_hash_map<ChunkIndex, std::shared_ptr<ChunkLoad>> loads_ ABSL_GUARDED_BY(state_.mu);
+  std::deque<WaitingSave> waiting_saves_ ABSL_GUARDED_BY(state_.mu);
+  bool room_made_ ABSL_GUARDED_BY(state_.mu) = false;
+  bool stop_ ABSL_GUARDED_BY(state_.mu) = false;
+  bool closed_ ABSL_GUARDED_BY(state_.mu) = false;
+  // Measured so far, bytes a second; for predictions. 0: nothing measured yet.
+  double host_bandwidth_ ABSL_GUARDED_BY(state_.mu) = 0;
+  double disk_bandwidth_ ABSL_GUARDED_BY(state_.mu) = 0;
+  int64_t opened_ns_ = 0;
+  std::thread housekeeper_;
+};
+
+}  // namespace turnkeep
