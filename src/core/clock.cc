@@ -1,5 +1,7 @@
 #include "core/clock.h"
 
+#include <absl/time/time.h>
+
 #include <chrono>
 
 namespace turnkeep {
@@ -23,6 +25,10 @@ Clock* Clock::System() {
   // Never destroyed: threads may read the time while statics are torn down.
   static SystemClock* const clock = new SystemClock;
   return clock;
+}
+
+std::string UnixTimeText(int64_t unix_s) {
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", absl::FromUnixSeconds(unix_s), absl::UTCTimeZone());
 }
 
 }  // namespace turnkeep

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 
 namespace turnkeep {
 
@@ -29,5 +30,8 @@ class ManualClock : public Clock {
  private:
   std::atomic<int64_t> now_ns_{0};
 };
+
+// "2026-01-31 12:00:00 UTC".
+std::string UnixTimeText(int64_t unix_s);
 
 }  // namespace turnkeep

@@ -133,7 +133,8 @@ class KvStore {
 
   virtual absl::StatusOr<std::unique_ptr<SaveTicket>> BeginSave(const SaveRequest& request) = 0;
   // A miss is a ticket with token_count() == 0, not an error. A session that does not
-  // exist is a miss; a layout that is not registered is InvalidArgument.
+  // exist is looked for by the prompt, if there is one: a new session gets the prefix that
+  // others have saved. A layout that is not registered is InvalidArgument.
   virtual absl::StatusOr<std::unique_ptr<RestoreTicket>> BeginRestore(
       const RestoreRequest& request) = 0;
   // As BeginSave, for the chunks of a session file; commits like a save.

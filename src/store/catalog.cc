@@ -31,7 +31,10 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
   if (const ChunkIndex found = Find(id); found != kNoChunk) {
     ChunkEntry& entry = entries_[found];
     if (entry.parent == kNoChunk && parent != kNoChunk) LinkToParent(found, parent);
-    if (entry.token_count == 0) entry.token_count = static_cast<uint16_t>(token_count);
+    if (entry.token_count == 0 && token_count > 0) {
+      entry.token_count = static_cast<uint16_t>(token_count);
+      ++chunk_count_;
+    }
     return found;
   }
   ChunkIndex index = kNoChunk;
@@ -50,6 +53,7 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
   entry.layout = layout;
   entry.token_count = static_cast<uint16_t>(token_count);
   entry.in_use = true;
+  if (token_count > 0) ++chunk_count_;
   ids_.insert(index);
   if (parent != kNoChunk) LinkToParent(index, parent);
   return index;
@@ -67,6 +71,7 @@ void Catalog::EraseIfUnneeded(ChunkIndex index) {
     UnlinkFromParent(index);
     ids_.erase(index);
     entry.in_use = false;
+    if (entry.token_count > 0) --chunk_count_;
     free_.push_back(index);
     index = parent;
   }

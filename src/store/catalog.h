@@ -84,7 +84,8 @@ class Catalog {
   // and then its parents likewise. Calls `erased` for none of them: they hold nothing.
   void EraseIfUnneeded(ChunkIndex index);
 
-  uint64_t size() const { return ids_.size(); }
+  // Chunks, whether a tier holds them or not; roots and views are not counted.
+  uint64_t chunk_count() const { return chunk_count_; }
   // One past the largest index in use; visit with in_use.
   ChunkIndex end() const { return static_cast<ChunkIndex>(entries_.size()); }
 
@@ -108,6 +109,7 @@ class Catalog {
 
   std::deque<ChunkEntry> entries_;
   std::vector<ChunkIndex> free_;
+  uint64_t chunk_count_ = 0;
   absl::flat_hash_set<ChunkIndex, HashById, EqualById> ids_;
 };
 

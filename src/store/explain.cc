@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <absl/time/time.h>
-
 #include "core/status.h"
 #include "core/units.h"
 #include "store/store_impl.h"
@@ -13,10 +11,6 @@
 namespace turnkeep {
 
 namespace {
-
-std::string TimeText(int64_t unix_s) {
-  return absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", absl::FromUnixSeconds(unix_s), absl::UTCTimeZone());
-}
 
 void AddPart(Explanation* out, uint64_t tokens, Tier tier, const std::string& reason) {
   if (tokens == 0) return;
@@ -34,7 +28,7 @@ std::string StoreImpl::WhyMissing(const ChunkEntry& entry) const {
   if (entry.host_damaged && !entry.disk.IsNull()) return "its damaged host copy is still in use by a restore";
   if (entry.missing_reason == MissingReason::kNeverSaved) return std::string(NameOf(entry.missing_reason));
   return fmt::format("{} (policy {}, {})", NameOf(entry.missing_reason), state_.options.policy,
-                     TimeText(entry.missing_since_unix_s));
+                     UnixTimeText(entry.missing_since_unix_s));
 }
 
 void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out) {
@@ -64,9 +58,9 @@ void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout
   const auto count = static_cast<uint32_t>(std::min<uint64_t>(left, layout.layout.chunk_tokens));
   const PromptMatcher matcher(&state_, &tenant, &layout, prompt, nullptr);
   const auto id = matcher.IdAt(parent, match.token_count, count);
-  const ForgottenChunk* forgotten = id.has_value() ? state_.FindForgotten(*id) : nullptr;
+  const Forgotten* forgotten = id.has_value() ? state_.FindForgotten(*id) : nullptr;
   if (forgotten != nullptr && (!id.has_value() || state_.catalog.Find(*id) == kNoChunk)) {
-    AddPart(out, left, Tier::kNone, fmt::format("{} ({})", forgotten->reason, TimeText(forgotten->unix_s)));
+    AddPart(out, left, Tier::kNone, fmt::format("{} ({})", forgotten->reason, UnixTimeText(forgotten->unix_s)));
     return;
   }
   AddPart(out, left, Tier::kNone, match.stop_reason.empty() ? "never saved" : match.stop_reason);

@@ -58,7 +58,7 @@ class SaveOperation {
 struct RestoreProgress {
   uint32_t layers_ready = 0;   // layers [0, layers_ready) of all valid tokens are in the arena
   uint64_t valid_tokens = 0;   // leading tokens that are, or may still be, restored
-  bool finished = false;       // nothing more will arrive
+  bool finished = false;       // no layer is awaited any more
   std::string miss_reason;     // why the rest is a miss
 };
 
@@ -73,8 +73,8 @@ class RestoreOperation {
   virtual std::span<const ChunkSlot> slots() const = 0;
 
   virtual RestoreProgress progress() const = 0;
-  // Calls `observer` with the progress now and after every change until it is finished.
-  // Call at most once.
+  // Calls `observer` with the progress now and after every change; after `finished` only
+  // when damage shrinks the valid tokens. Call at most once.
   virtual void Observe(std::function<void(const RestoreProgress&)> observer) = 0;
   // Gives up what has not arrived: the valid tokens end at the first chunk that misses
   // `layer`. Used when a deadline passes.

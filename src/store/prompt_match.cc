@@ -119,18 +119,23 @@ void PromptMatcher::MatchInsideChild(ChunkIndex parent, PromptMatch* match) {
   const uint32_t opening = prompt_.hashed() ? 0 : OpeningOf(prompt_.tokens.subspan(begin));
   Span best;
   int seen = 0;
-  int compared = 0;
+  int alike_compared = 0;
+  int others_compared = 0;
   for (ChunkIndex child = state_->catalog[parent].first_child;
        child != kNoChunk && seen < kMaxSiblingsSeen; child = state_->catalog[child].next_sibling) {
     ++seen;
     const ChunkEntry& entry = state_->catalog[child];
     if (entry.session_refs == 0 || !entry.HasData()) continue;
-    if (opening != 0 && entry.opening != 0 && entry.opening != opening) continue;
+    // A child that opens otherwise shares less than kOpeningTokens: worth a look only where
+    // that costs no disk read.
+    const bool opens_alike = opening == 0 || entry.opening == 0 || entry.opening == opening;
+    if (!opens_alike && (!entry.InHost() || others_compared == kMaxSiblingsCompared)) continue;
+    if (!opens_alike) ++others_compared;
     uint32_t common = 0;
     if (entry.token_count <= left && MatchesWhole(entry, begin)) {
       common = entry.token_count;
-    } else if (!prompt_.hashed() && !entry.hashed && compared < kMaxSiblingsCompared) {
-      ++compared;
+    } else if (!prompt_.hashed() && !entry.hashed && (!opens_alike || alike_compared < kMaxSiblingsCompared)) {
+      if (opens_alike) ++alike_compared;
       common = CommonTokens(child, 0, static_cast<uint32_t>(std::min<uint64_t>(entry.token_count, left)),
                             begin, match);
       if (match->needs_header != kNoChunk) return;

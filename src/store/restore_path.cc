@@ -245,13 +245,12 @@ RestoreProgress RestoreJob::Progress() const {
 
 void RestoreJob::TellObserver() {
   absl::MutexLock lock(&observer_mu);
-  if (!observer || told_finished) return;
+  if (!observer) return;
   RestoreProgress progress;
   {
     absl::MutexLock state_lock(&store_->state_.mu);
     progress = Progress();
   }
-  told_finished = progress.finished;
   observer(progress);
 }
 

@@ -102,7 +102,6 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
 
   absl::Mutex observer_mu;
   std::function<void(const RestoreProgress&)> observer ABSL_GUARDED_BY(observer_mu);
-  bool told_finished ABSL_GUARDED_BY(observer_mu) = false;
 
  private:
   std::vector<uint32_t> pending_;  // by layer

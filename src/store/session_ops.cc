@@ -138,6 +138,7 @@ void StoreImpl::ExpireSessions() {
     IndexBatch batch;
     batch.DeleteSession(session->number, session->persisted_span_blocks);
     const uint64_t number = session->number;
+    state_.RememberSession(session->tenant, session->name, "reached the end of its time to live");
     EraseSession(session, "its session's time to live ended");
     writer_->Persist(number, std::move(batch), {}, [](const PersistResult&) {});
   }
@@ -216,6 +217,7 @@ absl::StatusOr<SessionInfo> StoreImpl::RenameSession(TenantNumber tenant, const 
     if (state_.sessions.Find(static_cast<uint16_t>(tenant), to) != nullptr) {
       return AlreadyExists("rename '{}': '{}' exists", from, to);
     }
+    state_.RememberSession(session->tenant, from, "was renamed");
     state_.sessions.Rename(session, to);
     ++session->generation;
     info = InfoOf(*session);
@@ -234,6 +236,7 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
     IndexBatch batch;
     batch.DeleteSession(session->number, session->persisted_span_blocks);
     const uint64_t number = session->number;
+    state_.RememberSession(session->tenant, name, "was dropped");
     EraseSession(session, "its session was dropped");
     writer_->Persist(number, std::move(batch), {}, persisted.Callback());
   }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include <absl/hash/hash.h>
 #include <spdlog/spdlog.h>
 
 #include "core/check.h"
@@ -210,20 +211,33 @@ void StoreState::Forget(ChunkIndex chunk) {
   catalog.EraseIfUnneeded(chunk);
 }
 
-void StoreState::Remember(const ChunkId& id, std::string_view reason) {
-  const uint64_t key = id.Prefix64();
-  if (forgotten_.insert_or_assign(key, ForgottenChunk{static_cast<uint32_t>(UnixSeconds()), reason}).second) {
-    forgotten_order_.push_back(key);
-  }
-  while (forgotten_order_.size() > kMaxForgotten) {
-    forgotten_.erase(forgotten_order_.front());
-    forgotten_order_.pop_front();
+void StoreState::ForgottenLog::Add(uint64_t key, const Forgotten& what) {
+  if (by_key_.insert_or_assign(key, what).second) order_.push_back(key);
+  while (order_.size() > kMaxForgotten) {
+    by_key_.erase(order_.front());
+    order_.pop_front();
   }
 }
 
-const ForgottenChunk* StoreState::FindForgotten(const ChunkId& id) const {
-  const auto it = forgotten_.find(id.Prefix64());
-  return it == forgotten_.end() ? nullptr : &it->second;
+const Forgotten* StoreState::ForgottenLog::Find(uint64_t key) const {
+  const auto it = by_key_.find(key);
+  return it == by_key_.end() ? nullptr : &it->second;
+}
+
+void StoreState::Remember(const ChunkId& id, std::string_view reason) {
+  forgotten_chunks_.Add(id.Prefix64(), {static_cast<uint32_t>(UnixSeconds()), reason});
+}
+
+const Forgotten* StoreState::FindForgotten(const ChunkId& id) const {
+  return forgotten_chunks_.Find(id.Prefix64());
+}
+
+void StoreState::RememberSession(uint16_t tenant, const std::string& name, std::string_view reason) {
+  forgotten_sessions_.Add(absl::HashOf(tenant, name), {static_cast<uint32_t>(UnixSeconds()), reason});
+}
+
+const Forgotten* StoreState::FindForgottenSession(uint16_t tenant, const std::string& name) const {
+  return forgotten_sessions_.Find(absl::HashOf(tenant, name));
 }
 
 void StoreState::Warn(const std::string& message) {

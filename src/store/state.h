@@ -35,8 +35,8 @@ struct DiskRemoval {
   ExtentRef extent;
 };
 
-// What is remembered of a chunk that no session refers to any more, for explain.
-struct ForgottenChunk {
+// What is remembered of a chunk or session that is no more, for explain.
+struct Forgotten {
   uint32_t unix_s = 0;
   std::string_view reason;  // static text
 };
@@ -112,7 +112,12 @@ class StoreState {
   std::span<std::byte> HostImage(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
   void Remember(const ChunkId& id, std::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  const ForgottenChunk* FindForgotten(const ChunkId& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  const Forgotten* FindForgotten(const ChunkId& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // The same for sessions that are no more.
+  void RememberSession(uint16_t tenant, const std::string& name, std::string_view reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  const Forgotten* FindForgottenSession(uint16_t tenant, const std::string& name) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Warn(const std::string& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
   // Whether the disk writer has something to do.
@@ -128,8 +133,18 @@ class StoreState {
   void Forget(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
   std::vector<PlacementAction> actions_ ABSL_GUARDED_BY(mu);
-  absl::flat_hash_map<uint64_t, ForgottenChunk> forgotten_ ABSL_GUARDED_BY(mu);
-  std::deque<uint64_t> forgotten_order_ ABSL_GUARDED_BY(mu);
+  // By a 64-bit check of what it was; bounded, the oldest goes first.
+  class ForgottenLog {
+   public:
+    void Add(uint64_t key, const Forgotten& what);
+    const Forgotten* Find(uint64_t key) const;
+
+   private:
+    absl::flat_hash_map<uint64_t, Forgotten> by_key_;
+    std::deque<uint64_t> order_;
+  };
+  ForgottenLog forgotten_chunks_ ABSL_GUARDED_BY(mu);
+  ForgottenLog forgotten_sessions_ ABSL_GUARDED_BY(mu);
 };
 
 }  // namespace turnkeep

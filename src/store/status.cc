@@ -72,7 +72,7 @@ StoreStatus StoreImpl::GetStatus() {
   status.policy = state_.options.policy;
   status.uptime_s = static_cast<double>(state_.NowNs() - opened_ns_) * 1e-9;
   status.session_count = state_.sessions.size();
-  status.chunk_count = state_.catalog.size();
+  status.chunk_count = state_.catalog.chunk_count();
   status.open_tickets = state_.open_tickets;
   status.host = {.capacity_bytes = host.capacity_bytes,
                  .reserved_bytes = arena.segment_bytes,
@@ -110,7 +110,7 @@ StoreStatus StoreImpl::GetStatus() {
     status.disk.description = "no disk tier: data_dir is not set";
   }
   counts.Gauge("sessions", "", "Sessions", static_cast<double>(status.session_count));
-  counts.Gauge("chunks", "", "Chunks known, roots and evicted ones included", static_cast<double>(status.chunk_count));
+  counts.Gauge("chunks", "", "Chunks known, evicted ones included", static_cast<double>(status.chunk_count));
   counts.Gauge("open_tickets", "", "Saves and restores running", static_cast<double>(status.open_tickets));
   counts.Gauge("waiting_saves", "", "Saves waiting for room", static_cast<double>(waiting_saves_.size()));
   return status;

@@ -360,8 +360,10 @@ absl::StatusOr<const LayoutInfo*> StoreImpl::LayoutOf(const Fingerprint& fingerp
 
 absl::StatusOr<Session*> StoreImpl::SessionOf(TenantNumber tenant, const std::string& name) {
   Session* session = state_.sessions.Find(static_cast<uint16_t>(tenant), name);
-  if (session == nullptr) return NotFound("there is no session '{}'", name);
-  return session;
+  if (session != nullptr) return session;
+  const Forgotten* gone = state_.FindForgottenSession(static_cast<uint16_t>(tenant), name);
+  if (gone == nullptr) return NotFound("there is no session '{}'", name);
+  return NotFound("there is no session '{}': it {} ({})", name, gone->reason, UnixTimeText(gone->unix_s));
 }
 
 absl::Status StoreImpl::CheckPrompt(const Prompt& prompt, const KvLayout& layout) const {
@@ -370,13 +372,15 @@ absl::Status StoreImpl::CheckPrompt(const Prompt& prompt, const KvLayout& layout
                            prompt.block_hashes.size());
   }
   const uint64_t tokens = prompt.token_count();
-  if (tokens == 0) return InvalidArgument("prompt: token count is 0");
-  if (tokens > kMaxSessionTokens) return InvalidArgument("prompt: {} tokens, at most {}", tokens, kMaxSessionTokens);
+  const char* const field = prompt.hashed() ? "hashed_token_count" : "tokens";
+  if (tokens == 0 || tokens > kMaxSessionTokens) {
+    return InvalidArgument("prompt: {} is {}, outside 1..{}", field, tokens, kMaxSessionTokens);
+  }
   if (!prompt.hashed()) return absl::OkStatus();
   const uint64_t blocks = DivideRoundUp(tokens, layout.chunk_tokens);
   if (prompt.block_hashes.size() != blocks) {
-    return InvalidArgument("prompt: {} block_hashes for {} tokens in chunks of {}, {} are needed",
-                           prompt.block_hashes.size(), tokens, layout.chunk_tokens, blocks);
+    return InvalidArgument("prompt: hashed_token_count {} in chunks of {} needs {} block_hashes, there are {}",
+                           tokens, layout.chunk_tokens, blocks, prompt.block_hashes.size());
   }
   for (size_t i = 0; i < prompt.block_hashes.size(); ++i) {
     const size_t bytes = prompt.block_hashes[i].size();

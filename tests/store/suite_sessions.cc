@@ -94,6 +94,7 @@ TEST_P(KvStoreSuite, AnyRangeCanBeDroppedAndAppendedTo) {
     const KvContext base = ContextOf(1, count);
     for (const Cut& cut : kCuts) {
       SCOPED_TRACE(c.name + ", " + cut.name);
+      if (static_cast<uint64_t>(cut.begin * count) == static_cast<uint64_t>(cut.end * count)) continue;
       Forget("s");
       Save(pattern, "s", base);
       const StoreStatus before = Status();

@@ -377,6 +377,7 @@ absl::StatusOr<RestoreOutcome> CheckTicket(RestoreTicket& ticket, const KvPatter
         return Internal("bad ticket: still {} tokens after damage at {}", ticket.token_count(),
                         ticket.spans()[i].token_begin);
       }
+      valid = std::min(valid, ticket.token_count());
     }
     valid = std::min(valid, ticket.token_count());
   }
