@@ -219,8 +219,8 @@ absl::Status ExtentStore::Impl::OpenFile(const DeviceFile& file) {
   absl::Status read = bytes < kExtentHeaderBytes
                           ? DataLoss("extent file {}: {} bytes", file.file, bytes)
                           : ReadBlocking(*device_, file.file, 0, block.span());
-  absl::StatusOr<ExtentFileHeader> header = read;
-  if (read.ok()) header = DecodeExtentFileHeader(block.span(), file.file);
+  absl::StatusOr<ExtentFileHeader> header =
+      read.ok() ? DecodeExtentFileHeader(block.span(), file.file) : read;
   absl::MutexLock lock(&mutex_);
   next_file_ = std::max(next_file_, file.file + 1);
   if (header.ok() && header->store_id != options_.store_id) {

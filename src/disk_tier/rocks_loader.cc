@@ -42,12 +42,14 @@ size_t KeyBytesOf(IndexFamily family) {
 class FamilyScan {
  public:
   FamilyScan(rocksdb::DB* db, rocksdb::ColumnFamilyHandle* handle, IndexFamily family)
-      : key_bytes_(KeyBytesOf(family)), prefix_bytes_(std::min<size_t>(8, key_bytes_)) {
-    rocksdb::ReadOptions options;
-    options.verify_checksums = true;
-    options.fill_cache = false;
-    options.readahead_size = kReadAheadBytes;
-    iterator_.reset(db->NewIterator(options, handle));
+      : db_(db),
+        handle_(handle),
+        key_bytes_(KeyBytesOf(family)),
+        prefix_bytes_(std::min<size_t>(8, key_bytes_)) {
+    options_.verify_checksums = true;
+    options_.fill_cache = false;
+    options_.readahead_size = kReadAheadBytes;
+    iterator_.reset(db->NewIterator(options_, handle));
   }
 
   // `record` gets each key and value. Returns the number of skipped blocks.
@@ -85,6 +87,8 @@ class FamilyScan {
     for (size_t i = 0; i < prefix_bytes_; ++i) {
       key[i] = static_cast<char>(prefix >> (8 * (prefix_bytes_ - 1 - i)));
     }
+    // A new iterator: one that has met a damaged block can go on reporting it elsewhere.
+    iterator_.reset(db_->NewIterator(options_, handle_));
     iterator_->Seek(key);
     return iterator_->Valid() || iterator_->status().ok();
   }
@@ -106,8 +110,11 @@ class FamilyScan {
     return Works(good);
   }
 
+  rocksdb::DB* const db_;
+  rocksdb::ColumnFamilyHandle* const handle_;
   const size_t key_bytes_;
   const size_t prefix_bytes_;
+  rocksdb::ReadOptions options_;
   std::unique_ptr<rocksdb::Iterator> iterator_;
   uint64_t last_prefix_ = 0;
   bool any_ = false;
