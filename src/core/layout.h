@@ -10,7 +10,9 @@
 //   latent         C [n, latent_dim], R [n, latent_rope_dim]
 //   low_rank       K [n, kv_heads, key_rank], V [n, kv_heads, value_rank]
 //   state          state_bytes, the recurrent state after the chunk's last token
-// With scales `per_token_head` each plane is followed by float32 [n, kv_heads] of scales.
+// With scales `per_token_head` each plane is followed by float32 [n, kv_heads] of scales
+// (latent: [n]). With `per_tensor`, key_scale is that of K (latent: R) and value_scale that
+// of V (latent: C).
 //
 // Thread-safe: plain values.
 //

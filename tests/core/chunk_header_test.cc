@@ -81,6 +81,22 @@ TEST(ChunkHeader, EverySingleFlippedBitIsRefused) {
   }
 }
 
+// A right root over reserved bytes that are not zero: a format of later days, or a forgery.
+TEST(ChunkHeader, ReservedBytesMustBeZeroEvenUnderARightRoot) {
+  const ChunkHeader header = ExampleHeader(true);
+  std::vector<std::byte> slot(EncodedChunkHeaderBytes(7, 21, 0));
+  const auto bound = std::span(slot).first(slot.size() - sizeof(Digest));
+  for (const size_t offset : {28, 31, 152, 191}) {
+    EncodeChunkHeader(header, slot);
+    slot[offset] = std::byte{1};
+    const Digest root =
+        ComputeDigest({.chunk = header.id, .layer = kHeaderLayer, .epoch = header.epoch}, bound);
+    std::memcpy(slot.data() + bound.size(), &root, sizeof(root));
+    const auto decoded = DecodeChunkHeader(slot, header.id, header.epoch, root);
+    EXPECT_EQ(decoded.status().code(), absl::StatusCode::kDataLoss) << offset;
+  }
+}
+
 TEST(ChunkHeader, AnotherChunksHeaderIsRefused) {
   const ChunkHeader header = ExampleHeader(true);
   std::vector<std::byte> slot(EncodedChunkHeaderBytes(7, 21, 0));
