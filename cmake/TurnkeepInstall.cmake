@@ -11,7 +11,7 @@ include(CMakePackageConfigHelpers)
 set(turnkeep_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/turnkeep)
 
 # Programs.
-foreach(program turnkeepd turnkeep_cli turnkeep_llama)
+foreach(program turnkeepd turnkeep turnkeep-llama)
   if(TARGET ${program})
     install(TARGETS ${program} RUNTIME COMPONENT runtime)
   endif()
