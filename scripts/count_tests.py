@@ -4,10 +4,10 @@
     count_tests.py RESULTS
 
 RESULTS holds ctest.xml (CTest's JUnit file), gtest/*.xml (one file a GoogleTest program) and
-checks (lines "passed NAME" or "failed NAME"). A GoogleTest program counts by its cases; every
-other CTest test and every check counts as one. What could not be counted is a failure: a
-program that crashed or timed out before it wrote its cases, one that ran none, one that exited
-non-zero although no case failed. Exit code 0 only if something passed and nothing failed.
+checks (lines "passed NAME", "failed NAME" or "skipped NAME"). A GoogleTest program counts by its
+cases; every other CTest test and every check counts as one. What could not be counted is a
+failure: a program that crashed or timed out before it wrote its cases, one that ran none, one that
+exited non-zero although no case failed. Exit code 0 only if something passed and nothing failed.
 """
 
 import pathlib

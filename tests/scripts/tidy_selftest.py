@@ -109,6 +109,13 @@ class TidyTest(unittest.TestCase):
     def test_unregistered_test_is_found(self):
         self.finds({"tests/lost_test.cc": "\n"}, "tests", "lost_test.cc: this test is in no CMake")
 
+    def test_test_registered_by_a_function_of_its_folder_passes(self):
+        listing = "function(fuzz name)\n  turnkeep_test(${name} SOURCES ${name}_fuzz.cc pool_test.cc)\n"
+        listing += "endfunction()\nfuzz(frame)\n"
+        self.passes({"tests/CMakeLists.txt": listing, "tests/frame_fuzz.cc": "\n"}, "tests")
+        self.finds({"tests/CMakeLists.txt": listing, "tests/frame_fuzz.cc": "\n",
+                    "tests/header_fuzz.cc": "\n"}, "tests", "header_fuzz.cc: this source is in no")
+
     def test_commented_out_test_is_found(self):
         self.finds({"tests/CMakeLists.txt": "# turnkeep_test(pool_test SOURCES pool_test.cc)\n"},
                    "tests", "pool_test.cc: this test is in no CMake")
