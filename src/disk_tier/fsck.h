@@ -44,7 +44,8 @@ struct FsckReport {
   uint64_t damaged_file_headers = 0;
   uint64_t damaged_records = 0;  // index records of any family
   uint64_t sessions = 0;
-  uint64_t broken_sessions = 0;  // name a chunk that is not there or damaged
+  // Sessions that name a chunk that is not on disk, or is damaged; they are restored up to there.
+  uint64_t incomplete_sessions = 0;
   uint64_t files = 0;
   uint64_t bytes_read = 0;
   uint64_t removed_entries = 0;       // by repair

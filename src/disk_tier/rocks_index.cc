@@ -128,6 +128,9 @@ class RocksIndexImpl : public Index {
     } else {
       std::error_code error;
       std::filesystem::create_directories(options_.directory, error);
+      if (!error) {  // it holds the tenants' keys
+        std::filesystem::permissions(options_.directory, std::filesystem::perms::owner_all, error);
+      }
       if (error) return ErrnoStatus(error.value(), "create directory " + options_.directory);
       status = rocksdb::DB::Open(IndexDbOptions(create), options_.directory, descriptors,
                                  &families_, &db);
