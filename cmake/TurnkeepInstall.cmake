@@ -1,11 +1,11 @@
 # `cmake --install` and the Debian packages.
 #
-# Component runtime: programs, shell completion, documents, an example systemd unit.
+# Component runtime: programs, documents, an example systemd unit; shell completion is installed by
+# tools/turnkeep, which makes it.
 # Component dev: static libraries, headers, and the CMake package, so that
 #   find_package(turnkeep COMPONENTS client)  gives turnkeep::client
 #   find_package(turnkeep COMPONENTS store)   gives turnkeep::store
 
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(turnkeep_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/turnkeep)
@@ -26,10 +26,6 @@ configure_file(${PROJECT_SOURCE_DIR}/packaging/turnkeepd.service.in
   ${PROJECT_BINARY_DIR}/turnkeepd.service @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/turnkeepd.service
   DESTINATION ${CMAKE_INSTALL_DOCDIR}/examples COMPONENT runtime)
-if(EXISTS ${PROJECT_SOURCE_DIR}/tools/turnkeep/completion.bash)
-  install(FILES ${PROJECT_SOURCE_DIR}/tools/turnkeep/completion.bash RENAME turnkeep
-    DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions COMPONENT runtime)
-endif()
 
 # Libraries and headers. Every layer is installed; turnkeep::client and turnkeep::store are the
 # two that programs ask for.
