@@ -42,7 +42,7 @@ absl::Status Client::Impl::ConnectOnce() {
 }
 
 absl::Status Client::Impl::RegisterAgain(ClientConnection& connection) {
-  std::vector<std::shared_ptr<const LayoutInfo>> layouts;
+  std::vector<std::shared_ptr<const ClientLayout>> layouts;
   {
     absl::MutexLock lock(&mutex_);
     for (const auto& [fingerprint, known] : layouts_) {
@@ -103,11 +103,11 @@ void Client::Impl::Remember(const Fingerprint& fingerprint, const KvLayout& layo
                             bool registered) {
   absl::MutexLock lock(&mutex_);
   KnownLayout& known = layouts_[fingerprint];
-  if (!known.info) known.info = std::make_shared<const LayoutInfo>(layout);
+  if (!known.info) known.info = std::make_shared<const ClientLayout>(layout);
   known.registered = known.registered || registered;
 }
 
-std::shared_ptr<const LayoutInfo> Client::Impl::Find(const Fingerprint& fingerprint) const {
+std::shared_ptr<const ClientLayout> Client::Impl::Find(const Fingerprint& fingerprint) const {
   absl::MutexLock lock(&mutex_);
   const auto it = layouts_.find(fingerprint);
   return it == layouts_.end() ? nullptr : it->second.info;
@@ -159,8 +159,8 @@ absl::StatusOr<KvLayout> Client::GetLayout(const Fingerprint& fingerprint) {
 namespace {
 
 // The layout of a save or restore, asked for once when another client registered it.
-absl::StatusOr<std::shared_ptr<const LayoutInfo>> KnownLayoutOf(
-    Client& client, const std::function<std::shared_ptr<const LayoutInfo>()>& find,
+absl::StatusOr<std::shared_ptr<const ClientLayout>> KnownLayoutOf(
+    Client& client, const std::function<std::shared_ptr<const ClientLayout>()>& find,
     const Fingerprint& fingerprint) {
   if (auto info = find()) return info;
   const auto layout = client.GetLayout(fingerprint);
@@ -174,18 +174,17 @@ absl::StatusOr<std::shared_ptr<const LayoutInfo>> KnownLayoutOf(
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SaveTicket>> Client::BeginSave(const SaveRequest& request) {
-  TK_ASSIGN_OR_RETURN(
-      const auto layout,
-      KnownLayoutOf(*this, [&] { return impl_->Find(request.layout); }, request.layout));
+  TK_ASSIGN_OR_RETURN(const auto layout,
+                      KnownLayoutOf(
+                          *this, [&] { return impl_->Find(request.layout); }, request.layout));
   TK_ASSIGN_OR_RETURN(const auto connection, impl_->Connection());
   const uint64_t ticket = connection->NewTicket();
   wire::BeginSaveRequest message;
   wire::ToWire(request, &message);
   message.set_ticket(ticket);
-  const auto plan =
-      connection->Roundtrip(wire::BEGIN_SAVE, message.SerializeAsString(),
-                            wire::RawOf(request.prompt),
-                            impl_->RequestDeadline() + request.space_deadline);
+  const auto plan = connection->Roundtrip(wire::BEGIN_SAVE, message.SerializeAsString(),
+                                          wire::RawOf(request.prompt),
+                                          impl_->RequestDeadline() + request.space_deadline);
   if (!plan.ok()) {
     connection->Release(ticket);  // it may still be granted
     return plan.status();
@@ -194,9 +193,9 @@ absl::StatusOr<std::unique_ptr<SaveTicket>> Client::BeginSave(const SaveRequest&
 }
 
 absl::StatusOr<std::unique_ptr<SaveTicket>> Client::BeginImport(const ImportRequest& request) {
-  TK_ASSIGN_OR_RETURN(
-      const auto layout,
-      KnownLayoutOf(*this, [&] { return impl_->Find(request.layout); }, request.layout));
+  TK_ASSIGN_OR_RETURN(const auto layout,
+                      KnownLayoutOf(
+                          *this, [&] { return impl_->Find(request.layout); }, request.layout));
   TK_ASSIGN_OR_RETURN(const auto connection, impl_->Connection());
   const uint64_t ticket = connection->NewTicket();
   wire::BeginImportRequest message;
@@ -217,9 +216,9 @@ absl::StatusOr<std::unique_ptr<SaveTicket>> Client::BeginImport(const ImportRequ
 }
 
 absl::StatusOr<std::unique_ptr<RestoreTicket>> Client::BeginRestore(const RestoreRequest& request) {
-  TK_ASSIGN_OR_RETURN(
-      const auto layout,
-      KnownLayoutOf(*this, [&] { return impl_->Find(request.layout); }, request.layout));
+  TK_ASSIGN_OR_RETURN(const auto layout,
+                      KnownLayoutOf(
+                          *this, [&] { return impl_->Find(request.layout); }, request.layout));
   TK_ASSIGN_OR_RETURN(const auto connection, impl_->Connection());
   const uint64_t ticket = connection->NewTicket();
   const absl::Time deadline = absl::Now() + request.deadline;
@@ -232,9 +231,8 @@ absl::StatusOr<std::unique_ptr<RestoreTicket>> Client::BeginRestore(const Restor
                            .state = std::make_shared<RestoreState>(),
                            .deadline = deadline};
   connection->AddRestore(ticket, parts.state);
-  const auto plan =
-      connection->Roundtrip(wire::BEGIN_RESTORE, message.SerializeAsString(),
-                            wire::RawOf(request.prompt), impl_->RequestDeadline());
+  const auto plan = connection->Roundtrip(wire::BEGIN_RESTORE, message.SerializeAsString(),
+                                          wire::RawOf(request.prompt), impl_->RequestDeadline());
   if (!plan.ok()) {
     connection->RemoveRestore(ticket);
     connection->Release(ticket);

@@ -29,7 +29,7 @@ class Client::Impl {
 
   void Remember(const Fingerprint& fingerprint, const KvLayout& layout, bool registered);
   // Null when it is not known here.
-  std::shared_ptr<const LayoutInfo> Find(const Fingerprint& fingerprint) const;
+  std::shared_ptr<const ClientLayout> Find(const Fingerprint& fingerprint) const;
 
   template <typename Reply, typename Request>
   absl::StatusOr<Reply> Call(wire::MessageType type, const Request& request,
@@ -40,7 +40,7 @@ class Client::Impl {
 
  private:
   struct KnownLayout {
-    std::shared_ptr<const LayoutInfo> info;
+    std::shared_ptr<const ClientLayout> info;
     bool registered = false;  // by us: registered again after a reconnect
   };
 

@@ -10,7 +10,7 @@
 
 namespace turnkeep {
 
-const ChunkGeometry& LayoutInfo::Geometry(uint32_t token_count) const {
+const ChunkGeometry& ClientLayout::Geometry(uint32_t token_count) const {
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<const ChunkGeometry>& geometry = geometries_[token_count];
   if (!geometry) {
@@ -36,7 +36,7 @@ struct ChunkImage {
 class ClientSaveTicket : public SaveTicket {
  public:
   ClientSaveTicket(std::shared_ptr<ClientConnection> connection,
-                   std::shared_ptr<const LayoutInfo> layout, uint64_t ticket)
+                   std::shared_ptr<const ClientLayout> layout, uint64_t ticket)
       : connection_(std::move(connection)), layout_(std::move(layout)), ticket_(ticket) {}
   ~ClientSaveTicket() override { connection_->Release(ticket_); }
 
@@ -54,7 +54,7 @@ class ClientSaveTicket : public SaveTicket {
   absl::Status SendPage(size_t chunk, uint32_t layer);
 
   const std::shared_ptr<ClientConnection> connection_;
-  const std::shared_ptr<const LayoutInfo> layout_;
+  const std::shared_ptr<const ClientLayout> layout_;
   const uint64_t ticket_;
   uint64_t known_tokens_ = 0;
   uint64_t accepted_tokens_ = 0;
@@ -176,10 +176,9 @@ absl::StatusOr<CommitResult> ClientSaveTicket::Commit(absl::Duration deadline) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SaveTicket>> MakeSaveTicket(
-    std::shared_ptr<ClientConnection> connection, std::shared_ptr<const LayoutInfo> layout,
+    std::shared_ptr<ClientConnection> connection, std::shared_ptr<const ClientLayout> layout,
     uint64_t ticket, const wire::Frame& plan) {
-  auto save =
-      std::make_unique<ClientSaveTicket>(std::move(connection), std::move(layout), ticket);
+  auto save = std::make_unique<ClientSaveTicket>(std::move(connection), std::move(layout), ticket);
   TK_RETURN_IF_ERROR(save->Init(plan));
   return save;
 }

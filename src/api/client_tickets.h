@@ -22,9 +22,9 @@ namespace turnkeep {
 
 // A layout and the geometries of its chunks, computed once each. Thread-safe. Shared by the
 // client and by tickets.
-class LayoutInfo {
+class ClientLayout {
  public:
-  explicit LayoutInfo(KvLayout layout) : layout_(std::move(layout)) {}
+  explicit ClientLayout(KvLayout layout) : layout_(std::move(layout)) {}
   const KvLayout& layout() const { return layout_; }
   uint32_t layer_count() const { return static_cast<uint32_t>(layout_.layers.size()); }
   // `token_count` in 1..chunk_tokens. The reference stays valid.
@@ -43,12 +43,12 @@ inline constexpr uint64_t kPagePieceBytes = 1 * kMiB;
 // Makes the ticket of a plan. The daemon's numbers are checked: Internal when they contradict
 // the layout or the granted segments.
 absl::StatusOr<std::unique_ptr<SaveTicket>> MakeSaveTicket(
-    std::shared_ptr<ClientConnection> connection, std::shared_ptr<const LayoutInfo> layout,
+    std::shared_ptr<ClientConnection> connection, std::shared_ptr<const ClientLayout> layout,
     uint64_t ticket, const wire::Frame& plan);
 
 struct RestoreTicketParts {
   std::shared_ptr<ClientConnection> connection;
-  std::shared_ptr<const LayoutInfo> layout;
+  std::shared_ptr<const ClientLayout> layout;
   uint64_t ticket = 0;
   std::shared_ptr<RestoreState> state;  // known to the connection
   absl::Time deadline;                  // of the request
