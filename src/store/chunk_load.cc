@@ -63,7 +63,10 @@ std::shared_ptr<ChunkLoad> StoreImpl::JoinOrStartLoad(ChunkIndex chunk, RestoreJ
                   .token_count = entry.token_count};
   load->reads = ChunkLoad::PlanReads(job->layout->Geometry(job->layout->layout.chunk_tokens),
                                      job->layout->Geometry(entry.token_count));
-  load->read_done.resize(load->reads.size());
+  {
+    absl::MutexLock lock(&load->verify_mu);
+    load->read_done.resize(load->reads.size());
+  }
   entry.loading = true;
   state_.AddOperationRef(chunk);
   state_.Notify(Kind::kDiskPinned, chunk);
@@ -210,6 +213,7 @@ void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job, const std::sha
     --job->reads_in_flight;
     if (status.ok()) CountRead(job.get(), load->reads[index].bytes);
     AdvanceLoad(load, layers_ready, status, &to_tell);
+    for (const auto& told : to_tell) NoteFinished(told.get());
   }
   PumpReads(job);
   writer_->Wake();

@@ -66,6 +66,7 @@ DiskWriter::~DiskWriter() {
 
 void DiskWriter::Persist(uint64_t session, IndexBatch batch, std::span<const ChunkIndex> chunks,
                          std::function<void(PersistResult)> done) {
+  state_->mu.AssertHeld();
   if (!state_->has_disk()) return done({.index = absl::OkStatus()});
   auto group = std::make_shared<Group>();
   group->session = session;

@@ -42,9 +42,10 @@ class DiskWriter {
 
   // Applies `batch` after all of `chunks` are on disk and after earlier persists of the
   // same session. `done` runs exactly once, on another thread or (without a disk tier)
-  // inside the call, not under the lock in the first case.
+  // inside the call, not under the lock in the first case. Called under the store's lock,
+  // which it asserts.
   void Persist(uint64_t session, IndexBatch batch, std::span<const ChunkIndex> chunks,
-               std::function<void(PersistResult)> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+               std::function<void(PersistResult)> done);
 
   // Looks for work. Call after changes of the state that may have queued some.
   void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
@@ -52,7 +53,9 @@ class DiskWriter {
   // Waits until nothing is queued or running; false if the deadline came first.
   bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(state_->mu);
 
-  uint64_t queued_chunks() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+  // Under the store's lock.
+  uint64_t queued_chunks() const {
+    state_->mu.AssertHeld();
     return state_->to_write.size() + running_jobs_;
   }
 

@@ -57,7 +57,8 @@ class EmbeddedSave : public SaveTicket {
   }
 
   absl::Status FinishLayer(uint32_t layer) override {
-    if (layer >= finished_.size()) return InvalidArgument("finish layer {}: the layout has {}", layer, finished_.size());
+    const size_t layers = operation_->layout().layers.size();
+    if (layer >= layers) return InvalidArgument("finish layer {}: the layout has {}", layer, layers);
     const auto slots = operation_->slots();
     for (size_t i = 0; i < slots.size(); ++i) {
       SealPage(slots[i].memory, geometries_[i], slots[i].id, slots[i].epoch, layer);

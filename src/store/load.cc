@@ -101,6 +101,7 @@ void IndexLoader::OnDamaged(const DamagedRecord& record) {
 }
 
 void IndexLoader::Finish(const IndexMeta& meta) {
+  state_->mu.AssertHeld();
   state_->next_epoch = std::max<uint64_t>(1, meta.next_epoch);
   state_->next_session = std::max<uint64_t>(1, meta.next_session);
   if (damaged_ > 0) state_->Warn(fmt::format("index: {} damaged records were skipped", damaged_));

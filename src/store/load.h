@@ -24,7 +24,7 @@ class IndexLoader : public IndexVisitor {
 
   // After the last record: takes over the counters, and forgets chunks that no session
   // refers to (a crash between a session's end and its chunks').
-  void Finish(const IndexMeta& meta) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  void Finish(const IndexMeta& meta);
 
  private:
   StoreState* const state_;

@@ -38,12 +38,14 @@ std::optional<ChunkId> PromptMatcher::IdAt(const ChunkId& parent, uint64_t begin
 }
 
 bool PromptMatcher::MatchesWhole(const ChunkEntry& entry, uint64_t begin) const {
+  state_->mu.AssertHeld();
   if (entry.parent == kNoChunk || begin + entry.token_count > prompt_.token_count()) return false;
   const auto id = IdAt(state_->catalog[entry.parent].id, begin, entry.token_count);
   return id.has_value() && *id == entry.id;
 }
 
 PromptMatch PromptMatcher::AlongSession(const Session& session) {
+  state_->mu.AssertHeld();
   PromptMatch match;
   bool is_chain = true;
   ChunkIndex previous = state_->catalog.Find(tenant_->hasher.Root(layout_->fingerprint));
@@ -87,6 +89,7 @@ PromptMatch PromptMatcher::AlongSession(const Session& session) {
 }
 
 PromptMatch PromptMatcher::DownTree() {
+  state_->mu.AssertHeld();
   PromptMatch match;
   const ChunkIndex root = state_->catalog.Find(tenant_->hasher.Root(layout_->fingerprint));
   if (root == kNoChunk) {
@@ -98,6 +101,7 @@ PromptMatch PromptMatcher::DownTree() {
 }
 
 void PromptMatcher::Descend(ChunkIndex parent, PromptMatch* match) {
+  state_->mu.AssertHeld();
   const uint32_t chunk_tokens = layout_->layout.chunk_tokens;
   while (prompt_.token_count() - match->token_count >= chunk_tokens) {
     const auto id = IdAt(state_->catalog[parent].id, match->token_count, chunk_tokens);
@@ -114,6 +118,7 @@ void PromptMatcher::Descend(ChunkIndex parent, PromptMatch* match) {
 }
 
 void PromptMatcher::MatchInsideChild(ChunkIndex parent, PromptMatch* match) {
+  state_->mu.AssertHeld();
   const uint64_t begin = match->token_count;
   const uint64_t left = prompt_.token_count() - begin;
   const uint32_t opening = prompt_.hashed() ? 0 : OpeningOf(prompt_.tokens.subspan(begin));
@@ -149,6 +154,7 @@ void PromptMatcher::MatchInsideChild(ChunkIndex parent, PromptMatch* match) {
 
 uint32_t PromptMatcher::CommonTokens(ChunkIndex chunk, uint32_t first, uint32_t count, uint64_t begin,
                                      PromptMatch* match) {
+  state_->mu.AssertHeld();
   const ChunkEntry& entry = state_->catalog[chunk];
   if (prompt_.hashed() || entry.hashed) return 0;
   std::vector<uint32_t> from_host;

@@ -5,7 +5,7 @@
 // with the ids in the chunk's header; when that header is only on disk, the match asks
 // for it (`needs_header`) and is run again once the caller has read it.
 //
-// Thread-safety: used under the store's lock.
+// Thread-safety: used under the store's lock, which every method asserts.
 #pragma once
 
 #include <cstdint>
@@ -43,9 +43,9 @@ class PromptMatcher {
 
   // The common prefix of the prompt and the session's view; beyond the view, what the
   // prefix tree has.
-  PromptMatch AlongSession(const Session& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  PromptMatch AlongSession(const Session& session);
   // The longest stored prefix of the prompt.
-  PromptMatch DownTree() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  PromptMatch DownTree();
 
   // The id of the chunk that holds prompt tokens [begin, begin + count) after `parent`;
   // nullopt if an engine's hashes do not give it.
@@ -53,15 +53,13 @@ class PromptMatcher {
 
  private:
   // Continues `match`, whose last whole chunk is `parent`, down the tree.
-  void Descend(ChunkIndex parent, PromptMatch* match) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
-  void MatchInsideChild(ChunkIndex parent, PromptMatch* match)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
-  bool MatchesWhole(const ChunkEntry& entry, uint64_t begin) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  void Descend(ChunkIndex parent, PromptMatch* match);
+  void MatchInsideChild(ChunkIndex parent, PromptMatch* match);
+  bool MatchesWhole(const ChunkEntry& entry, uint64_t begin) const;
   // Leading tokens of chunk tokens [first, first + count) that equal the prompt's from
   // `begin`; sets match->needs_header when they cannot be known yet.
   uint32_t CommonTokens(ChunkIndex chunk, uint32_t first, uint32_t count, uint64_t begin,
-                        PromptMatch* match) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+                        PromptMatch* match);
 
   StoreState* const state_;
   const Tenant* const tenant_;

@@ -37,6 +37,7 @@ absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
     TakeSpans(match, job.get());
     StartLoads(job);
     CountRestore(request, *job);
+    NoteFinished(job.get());
     ++state_.open_tickets;
   }
   writer_->Wake();
@@ -196,6 +197,12 @@ void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& jo
   }
 }
 
+void StoreImpl::NoteFinished(RestoreJob* job) {
+  if (job->finish_noted || !job->Progress().finished) return;
+  job->finish_noted = true;
+  state_.restore_latency.RecordNs(state_.NowNs() - job->begun_ns);
+}
+
 // ---- release ---------------------------------------------------------------------
 
 void StoreImpl::ReleaseJob(RestoreJob* job) {
@@ -221,6 +228,7 @@ void RestoreJob::LoadAdvanced(uint32_t from_layer, uint32_t to_layer) {
 }
 
 void RestoreJob::CutAt(uint64_t token, const std::string& reason) {
+  store_->state_.mu.AssertHeld();
   if (token >= valid_tokens_) return;
   valid_tokens_ = token;
   miss_reason_ = reason;

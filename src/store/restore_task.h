@@ -83,13 +83,15 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   uint64_t disk_bytes = 0;  // of its own loads; read_bytes of them have arrived
   uint64_t read_bytes = 0;
   bool released = false;
+  bool finish_noted = false;
 
   // Counts the loading spans that lack each layer.
   void ExpectLoad(const ChunkLoad& load);
   // One of them got layers [from_layer, to_layer).
   void LoadAdvanced(uint32_t from_layer, uint32_t to_layer);
-  // The valid tokens end at `token`; loading spans from there on are let go.
-  void CutAt(uint64_t token, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  // The valid tokens end at `token`; loading spans from there on are let go. (Asserts the lock:
+  // the analysis cannot see that store_->state_.mu is the caller's.)
+  void CutAt(uint64_t token, const std::string& reason);
   RestoreProgress Progress() const;
   uint64_t valid_tokens() const { return valid_tokens_; }
   void SetValidTokens(uint64_t tokens, std::string reason) {
@@ -105,7 +107,6 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
 
  private:
   std::vector<uint32_t> pending_;  // by layer
-  uint32_t layers_ready_ = 0;
   uint64_t valid_tokens_ = 0;
   std::string miss_reason_;
 };

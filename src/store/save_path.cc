@@ -71,13 +71,15 @@ void SaveTask::Commit(std::function<void(absl::StatusOr<CommitResult>)> done) {
   {
     StoreState& state = store_->state_;
     absl::MutexLock lock(&state.mu);
+    store_->state_.mu.AssertHeld();  // the same, for the analysis
     size_t first_changed_span = 0;
     status = Publish(&result, &first_changed_span);
     Release();
     if (status.ok()) {
       Session* session = state.sessions.Find(tenant_->number, session_);
       const bool wait = state.options.durability != Durability::kNone && state.has_disk();
-      auto persisted = [result, done, wait](const PersistResult& persist) mutable {
+      auto persisted = [result, done, wait, &state, begun_ns = begun_ns_](const PersistResult& persist) mutable {
+        state.save_latency.RecordNs(state.NowNs() - begun_ns);
         if (!wait) return;
         result.durable = persist.index.ok() && persist.shortfall.empty();
         result.note = persist.index.ok() ? persist.shortfall : MessageOf(persist.index);
@@ -96,7 +98,9 @@ void SaveTask::Commit(std::function<void(absl::StatusOr<CommitResult>)> done) {
 
 SaveTask::SaveTask(StoreImpl* store, const Tenant* tenant, const LayoutInfo* layout, std::string session)
     : store_(store), tenant_(tenant), layout_(layout), session_(std::move(session)) {
+  store_->state_.mu.AssertHeld();
   ++store_->state_.open_tickets;
+  begun_ns_ = store_->state_.NowNs();
 }
 
 SaveTask::~SaveTask() {
@@ -106,6 +110,7 @@ SaveTask::~SaveTask() {
 }
 
 absl::Status SaveTask::CheckGeneration() {
+  store_->state_.mu.AssertHeld();
   const Session* session = store_->state_.sessions.Find(tenant_->number, session_);
   const uint64_t stored = session == nullptr ? 0 : session->generation;
   if (stored == expected_generation_) return absl::OkStatus();
@@ -120,6 +125,8 @@ absl::Status SaveTask::CheckGeneration() {
 
 absl::Status SaveTask::Plan(const SaveRequest& request) {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
+  store_->state_.mu.AssertHeld();  // the same, for the analysis
   expected_generation_ = request.expected_generation;
   ttl_ = request.ttl;
   const Prompt& prompt = request.prompt;
@@ -200,6 +207,7 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
 }
 
 void SaveTask::KeepSpan(const Span& span) {
+  store_->state_.mu.AssertHeld();
   view_.push_back(span);
   held_.push_back(span.chunk);
   store_->state_.AddOperationRef(span.chunk);
@@ -209,6 +217,7 @@ void SaveTask::KeepSpan(const Span& span) {
 void SaveTask::AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t position_base,
                            std::vector<uint32_t> tokens, BlockHash hash) {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
   const ChunkEntry& entry = state.catalog[chunk];
   state.AddOperationRef(chunk);
   NewChunk added;
@@ -226,6 +235,7 @@ void SaveTask::AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t posi
 
 absl::Status SaveTask::PlanImport(const ImportRequest& request) {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
   all_or_nothing_ = true;
   TK_RETURN_IF_ERROR(CheckGeneration());
   const ChunkHasher& hasher = tenant_->hasher;
@@ -276,6 +286,7 @@ absl::Status SaveTask::PlanImport(const ImportRequest& request) {
 
 bool SaveTask::TakeSlots() {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
   while (slots_.size() < new_chunks_.size()) {
     NewChunk& added = new_chunks_[slots_.size()];
     const uint64_t slot_bytes = layout_->Geometry(added.header.token_count).slot_bytes;
@@ -293,6 +304,7 @@ bool SaveTask::TakeSlots() {
 
 absl::Status SaveTask::CutToSlots() {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
   const size_t kept = slots_.size();
   const size_t lost = new_chunks_.size() - kept;
   const uint64_t accepted = chunks_[kept].token_begin;
@@ -341,6 +353,8 @@ void SaveTask::SealHeaders() {
 
 absl::Status SaveTask::Publish(CommitResult* result, size_t* first_changed_span) {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
+  store_->state_.mu.AssertHeld();  // the same, for the analysis
   TK_RETURN_IF_ERROR(store_->CheckOpen());
   TK_CHECK(!released_);
   TK_RETURN_IF_ERROR(CheckGeneration());
@@ -395,6 +409,7 @@ absl::Status SaveTask::Publish(CommitResult* result, size_t* first_changed_span)
 
 void SaveTask::Release() {
   StoreState& state = store_->state_;
+  state.mu.AssertHeld();
   released_ = true;
   for (const ChunkSlot& slot : slots_) {
     state.ReleaseSlot(slot.slot, layout_->Geometry(slot.token_count).slot_bytes);

@@ -27,28 +27,29 @@ class SaveTask final : public SaveOperation {
  private:
   friend class StoreImpl;
 
+  // All but SealHeaders are called under the store's lock, and assert it: the analysis cannot
+  // see that store_->state_.mu is the caller's.
+
   // A chunk that the engine must provide.
   struct NewChunk {
     ChunkIndex chunk = kNoChunk;
     ChunkHeader header;  // all but the layer digests and the epoch, until commit
   };
 
-  absl::Status CheckGeneration() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  absl::Status CheckGeneration();
   // What of the prompt is known, and what must be provided.
-  absl::Status Plan(const SaveRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
-  absl::Status PlanImport(const ImportRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
-  void KeepSpan(const Span& span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  absl::Status Plan(const SaveRequest& request);
+  absl::Status PlanImport(const ImportRequest& request);
+  void KeepSpan(const Span& span);
   void AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t position_base,
-                   std::vector<uint32_t> tokens, BlockHash hash)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+                   std::vector<uint32_t> tokens, BlockHash hash);
   // Slots for the new chunks, in order, as far as there is room. True if all have one.
-  bool TakeSlots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  bool TakeSlots();
   // Gives up the chunks that got no slot. ResourceExhausted if nothing is left to save.
-  absl::Status CutToSlots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  absl::Status CutToSlots();
   void SealHeaders();
-  absl::Status Publish(CommitResult* result, size_t* first_changed_span)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
-  void Release() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->state_.mu);
+  absl::Status Publish(CommitResult* result, size_t* first_changed_span);
+  void Release();
 
   StoreImpl* const store_;
   const Tenant* const tenant_;
@@ -64,6 +65,7 @@ class SaveTask final : public SaveOperation {
   std::vector<ChunkToSave> chunks_;
   std::vector<ChunkSlot> slots_;
   ChunkIndex parent_ref_ = kNoChunk;  // what the first chunk after the kept spans follows
+  int64_t begun_ns_ = 0;
   uint64_t known_tokens_ = 0;
   uint64_t accepted_tokens_ = 0;
   uint64_t prompt_tokens_ = 0;

@@ -18,6 +18,7 @@
 #include <absl/synchronization/mutex.h>
 
 #include "core/clock.h"
+#include "core/metrics.h"
 #include "disk_tier/recovery.h"
 #include "host_tier/arena.h"
 #include "store/catalog.h"
@@ -56,6 +57,8 @@ class StoreState {
   Registry registry ABSL_GUARDED_BY(mu);
   Placement placement ABSL_GUARDED_BY(mu);
   Counters counters ABSL_GUARDED_BY(mu);
+  LatencyHistogram save_latency;     // from begin to the commit's answer
+  LatencyHistogram restore_latency;  // from begin until every layer is in host memory
   uint64_t next_epoch ABSL_GUARDED_BY(mu) = 1;
   uint64_t next_session ABSL_GUARDED_BY(mu) = 1;
   uint64_t open_tickets ABSL_GUARDED_BY(mu) = 0;

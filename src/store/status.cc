@@ -1,5 +1,6 @@
 // The store's numbers, under the names that /metrics and `turnkeep status` show.
 
+#include <cmath>
 #include <utility>
 
 #include "core/status.h"
@@ -9,6 +10,18 @@
 namespace turnkeep {
 
 namespace {
+
+NamedHistogram HistogramOf(const char* name, const char* help, const LatencyHistogram& histogram) {
+  const LatencyHistogram::Reading reading = histogram.Read();
+  NamedHistogram out{.name = name, .help = help, .sum = static_cast<double>(reading.sum_ns) * 1e-9};
+  uint64_t below = 0;
+  for (const auto& bucket : reading.Cumulative()) {
+    if (std::isfinite(bucket.upper_s)) out.upper_bounds.push_back(bucket.upper_s);
+    out.counts.push_back(bucket.count - below);
+    below = bucket.count;
+  }
+  return out;
+}
 
 class Counts {
  public:
@@ -109,6 +122,10 @@ StoreStatus StoreImpl::GetStatus() {
   } else {
     status.disk.description = "no disk tier: data_dir is not set";
   }
+  status.histograms.push_back(
+      HistogramOf("save_seconds", "From the begin of a save to its commit's answer", state_.save_latency));
+  status.histograms.push_back(HistogramOf(
+      "restore_seconds", "From the begin of a restore until every layer is in host memory", state_.restore_latency));
   counts.Gauge("sessions", "", "Sessions", static_cast<double>(status.session_count));
   counts.Gauge("chunks", "", "Chunks known, evicted ones included", static_cast<double>(status.chunk_count));
   counts.Gauge("open_tickets", "", "Saves and restores running", static_cast<double>(status.open_tickets));

@@ -120,6 +120,7 @@ class StoreImpl final : public Store, private SegmentObserver {
   void StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CountRestore(const RestoreRequest& request, const RestoreJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void NoteFinished(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ReleaseJob(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   // Loads (chunk_load.cc).
