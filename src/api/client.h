@@ -13,9 +13,10 @@
 //
 // Tickets may outlive the client: they then behave as after a lost connection.
 //
-//   TK_ASSIGN_OR_RETURN(auto client, Client::Connect({.socket_path = "/run/turnkeep/turnkeep.sock"}));
+//   TK_ASSIGN_OR_RETURN(auto client, Client::Connect({.socket_path = path}));
 //   TK_ASSIGN_OR_RETURN(Fingerprint layout, client->RegisterLayout(MyLayout()));
-//   TK_ASSIGN_OR_RETURN(auto restore, client->BeginRestore({.session = "alice", .layout = layout}));
+//   TK_ASSIGN_OR_RETURN(auto restore, client->BeginRestore({.session = "alice", .layout =
+//   layout}));
 #pragma once
 
 #include <cstdint>
@@ -33,9 +34,9 @@
 namespace turnkeep {
 
 struct ClientOptions {
-  std::string socket_path;   // a Unix socket, or
-  std::string tcp_address;   // "127.0.0.1:7411" or "[::1]:7411", with
-  std::string tcp_token;     // the token of the tenant
+  std::string socket_path;             // a Unix socket, or
+  std::string tcp_address;             // "127.0.0.1:7411" or "[::1]:7411", with
+  std::string tcp_token;               // the token of the tenant
   std::string client_name = "client";  // for the daemon's log
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration request_timeout = absl::Seconds(30);

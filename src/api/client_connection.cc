@@ -67,9 +67,13 @@ absl::Status ClientConnection::SayHello(const ClientOptions& options) {
   hello.set_client(options.client_name);
   hello.set_token(options.tcp_token);
   const absl::Time deadline = absl::Now() + options.connect_timeout;
-  TK_ASSIGN_OR_RETURN(const wire::Frame frame,
-                      Exchange(wire::HELLO, hello.SerializeAsString(), deadline));
-  TK_ASSIGN_OR_RETURN(const auto reply, wire::Parse<wire::HelloReply>(frame.payload()));
+  const auto frame = Exchange(wire::HELLO, hello.SerializeAsString(), deadline);
+  if (absl::IsDeadlineExceeded(frame.status())) {
+    return Unavailable("hello: the daemon does not answer within {}",
+                       absl::FormatDuration(options.connect_timeout));
+  }
+  TK_RETURN_IF_ERROR(frame.status());
+  TK_ASSIGN_OR_RETURN(const auto reply, wire::Parse<wire::HelloReply>(frame->payload()));
   info_ = {.version = reply.server_version(),
            .tenant = reply.tenant(),
            .protocol_version = reply.version(),
@@ -77,9 +81,9 @@ absl::Status ClientConnection::SayHello(const ClientOptions& options) {
            .instance = reply.server_instance()};
   if (info_.protocol_version < wire::kMinProtocolVersion ||
       info_.protocol_version > wire::kProtocolVersion) {
-    return FailedPrecondition("hello: the daemon chose protocol version {}, this side speaks {} to {}",
-                              info_.protocol_version, wire::kMinProtocolVersion,
-                              wire::kProtocolVersion);
+    return FailedPrecondition(
+        "hello: the daemon chose protocol version {}, this side speaks {} to {}",
+        info_.protocol_version, wire::kMinProtocolVersion, wire::kProtocolVersion);
   }
   return absl::OkStatus();
 }
@@ -137,8 +141,9 @@ absl::Status ClientConnection::Receive(absl::Time deadline) {
     }
     if (received == 0) return Unavailable("connection lost: the daemon closed it");
     if ((message.msg_flags & MSG_CTRUNC) != 0 || received_fds_.size() > kMaxHeldFds) {
-      return ResourceExhausted("connection: descriptors of segments were lost; is the limit of "
-                               "open files (ulimit -n) too low?");
+      return ResourceExhausted(
+          "connection: descriptors of segments were lost; is the limit of "
+          "open files (ulimit -n) too low?");
     }
     reader_.Received(static_cast<size_t>(received));
     return absl::OkStatus();
@@ -213,7 +218,8 @@ absl::Status ClientConnection::HandlePush(const wire::Frame& frame) {
       return absl::OkStatus();
     }
     default:
-      return Internal("connection: the daemon sent {} unasked", wire::TypeName(frame.header().type));
+      return Internal("connection: the daemon sent {} unasked",
+                      wire::TypeName(frame.header().type));
   }
 }
 
@@ -254,8 +260,9 @@ absl::Status ClientConnection::HandleRevoke(const wire::Frame& frame) {
 absl::StatusOr<std::shared_ptr<const SharedMemory>> ClientConnection::Segment(uint32_t segment) {
   absl::MutexLock lock(&mutex_);
   const auto it = segments_.find(segment);
-  if (it == segments_.end()) return Internal("segment {}: used but not granted", segment);
-  return it->second;
+  if (it != segments_.end()) return it->second;
+  if (lost_.load(std::memory_order_relaxed)) return lost_status_;
+  return Internal("segment {}: used but not granted", segment);
 }
 
 void ClientConnection::Lose(const absl::Status& why) {
@@ -263,7 +270,8 @@ void ClientConnection::Lose(const absl::Status& why) {
   {
     absl::MutexLock lock(&mutex_);
     if (lost_.load(std::memory_order_relaxed)) return;
-    lost_status_ = absl::IsUnavailable(why) ? why : Unavailable("connection lost: {}", MessageOf(why));
+    lost_status_ =
+        absl::IsUnavailable(why) ? why : Unavailable("connection lost: {}", MessageOf(why));
     lost_.store(true, std::memory_order_release);
     for (auto& [id, call] : pending_) {
       call->result = lost_status_;
@@ -414,8 +422,8 @@ void ClientConnection::Release(uint64_t ticket) {
 void RestoreState::Update(const wire::Progress& progress) {
   absl::MutexLock lock(&mutex_);
   if (over_ && started_ && valid_tokens_ == 0) return;
-  valid_tokens_ = started_ ? std::min(valid_tokens_, progress.valid_tokens())
-                           : progress.valid_tokens();
+  valid_tokens_ =
+      started_ ? std::min(valid_tokens_, progress.valid_tokens()) : progress.valid_tokens();
   started_ = true;
   layers_ready_ = std::max(layers_ready_, progress.layers_ready());
   over_ = over_ || progress.finished();

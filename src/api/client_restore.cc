@@ -148,13 +148,12 @@ absl::Status ClientRestoreTicket::CheckAccess(size_t span, uint32_t layer) const
     return InvalidArgument("restore: span {} layer {}, there are {} and {}", span, layer,
                            spans_.size(), parts_.layout->layer_count());
   }
-  if (!parts_.state->layer_ready(layer)) {
-    return FailedPrecondition("restore: layer {} has not been waited for", layer);
-  }
   if (spans_[span].token_begin >= parts_.state->valid_tokens()) {
-    return FailedPrecondition("restore: span {} begins at token {}, only {} are restored: {}", span,
-                              spans_[span].token_begin, parts_.state->valid_tokens(),
-                              parts_.state->miss_reason());
+    return NotFound("restore: tokens from {} on are a miss: {}", parts_.state->valid_tokens(),
+                    parts_.state->miss_reason());
+  }
+  if (!parts_.state->layer_ready(layer)) {
+    return FailedPrecondition("restore: layer {} was not waited for", layer);
   }
   return absl::OkStatus();
 }
@@ -212,11 +211,11 @@ absl::Status ClientRestoreTicket::ReadPage(size_t span, uint32_t layer,
                              source.geometry->page_bytes[layer]);
     }
     TK_RETURN_IF_ERROR(Fetch(span, layer, destination));
-    const Digest digest = ComputeDigest(
-        {.chunk = source.id, .layer = layer, .epoch = source.epoch}, destination);
+    const Digest digest =
+        ComputeDigest({.chunk = source.id, .layer = layer, .epoch = source.epoch}, destination);
     if (digest != header->layer_digests[layer]) {
-      status = DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(),
-                        layer);
+      status =
+          DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(), layer);
     }
   }
   return absl::IsDataLoss(status) ? Damaged(span, layer, status) : status;
@@ -245,8 +244,8 @@ absl::Status ClientRestoreTicket::VerifyPage(size_t span, uint32_t layer) {
     const Digest digest =
         ComputeDigest({.chunk = source.id, .layer = layer, .epoch = source.epoch}, page);
     if (digest != header->layer_digests[layer]) {
-      status = DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(),
-                        layer);
+      status =
+          DataLoss("read chunk {}: digest of layer {} does not match", source.id.ShortHex(), layer);
     }
   }
   return absl::IsDataLoss(status) ? Damaged(span, layer, status) : status;
@@ -277,10 +276,10 @@ absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
     const uint64_t bytes = std::min<uint64_t>(kPagePieceBytes, destination.size() - offset);
     request.set_offset(offset);
     request.set_length(static_cast<uint32_t>(bytes));
-    TK_ASSIGN_OR_RETURN(const wire::Frame frame,
-                        parts_.connection->Roundtrip(
-                            wire::PAGE_READ, request.SerializeAsString(), {},
-                            absl::Now() + parts_.connection->request_timeout()));
+    TK_ASSIGN_OR_RETURN(
+        const wire::Frame frame,
+        parts_.connection->Roundtrip(wire::PAGE_READ, request.SerializeAsString(), {},
+                                     absl::Now() + parts_.connection->request_timeout()));
     if (frame.raw().size() != bytes) {
       return Internal("page read: {} bytes came, {} were asked for", frame.raw().size(), bytes);
     }

@@ -43,9 +43,10 @@ absl::Status CheckPrivate(const std::string& what, const std::string& path) {
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat " + path);
   if ((info.st_mode & 077) != 0) {
-    return InvalidArgument("{}: {} has mode {:04o}; with a token in it, others must not read it "
-                           "(chmod 600)",
-                           what, path, info.st_mode & 07777);
+    return InvalidArgument(
+        "{}: {} has mode {:04o}; with a token in it, others must not read it "
+        "(chmod 600)",
+        what, path, info.st_mode & 07777);
   }
   return absl::OkStatus();
 }

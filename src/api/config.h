@@ -32,7 +32,7 @@ struct DaemonConfig {
 };
 
 struct ConfigSources {
-  std::string file;  // empty: none
+  std::string file;                                            // empty: none
   std::vector<std::pair<std::string, std::string>> overrides;  // key, value as text
 };
 

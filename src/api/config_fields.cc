@@ -29,20 +29,19 @@ void AddStoreFields(DaemonConfig& c, std::vector<Field>& out) {
                  "folder of the disk tier; empty: <dir>/data; none: host memory only, nothing "
                  "survives the daemon",
                  &s.data_dir});
-  out.push_back({"store.host_bytes", "hard cap of the host tier", Bytes{&s.host_bytes},
-                 1.0 * kMiB, 1024 * kTiB});
+  out.push_back({"store.host_bytes", "hard cap of the host tier", Bytes{&s.host_bytes}, 1.0 * kMiB,
+                 1024 * kTiB});
   out.push_back({"store.disk_bytes", "hard cap of the disk tier's extent files",
                  Bytes{&s.disk_bytes}, 1.0 * kMiB, 1024 * 1024 * kTiB});
   out.push_back({"store.host_segment_bytes", "unit in which host memory is taken",
                  Bytes{&s.host_segment_bytes}, 64.0 * kKiB, 64.0 * kGiB});
-  out.push_back({"store.extent_file_bytes", "size of one extent file",
-                 Bytes{&s.extent_file_bytes}, 1.0 * kMiB, 64.0 * kGiB});
+  out.push_back({"store.extent_file_bytes", "size of one extent file", Bytes{&s.extent_file_bytes},
+                 1.0 * kMiB, 64.0 * kGiB});
   out.push_back({"store.huge_pages", "back the host tier with huge pages", &s.huge_pages});
-  out.push_back({"store.direct_io", "bypass the page cache where the file system can",
-                 &s.direct_io});
+  out.push_back(
+      {"store.direct_io", "bypass the page cache where the file system can", &s.direct_io});
   out.push_back({"store.io_uring", "use io_uring where the kernel has it", &s.io_uring});
-  out.push_back({"store.io_depth", "disk operations in flight", &s.io_depth, 1,
-                 kMaxIoQueueDepth});
+  out.push_back({"store.io_depth", "disk operations in flight", &s.io_depth, 1, kMaxIoQueueDepth});
   out.push_back({"store.disk_write_bytes_per_day", "write budget of the drive; 0: none",
                  Bytes{&s.disk_write_bytes_per_day}, 0, 1024 * 1024 * kTiB});
   out.push_back({"store.durability",
@@ -52,35 +51,35 @@ void AddStoreFields(DaemonConfig& c, std::vector<Field>& out) {
   out.push_back({"store.policy", "eviction policy", &s.policy});
   out.push_back({"store.high_watermark", "share of a tier at which eviction starts",
                  &s.high_watermark, 0.01, 1});
-  out.push_back({"store.low_watermark", "share of a tier at which eviction stops",
-                 &s.low_watermark, 0.01, 1});
+  out.push_back({"store.low_watermark", "share of a tier at which eviction stops", &s.low_watermark,
+                 0.01, 1});
   out.push_back({"store.max_pinned_share", "share of a tier that pinned sessions may hold",
                  &s.max_pinned_share, 0, 1});
-  out.push_back({"store.max_sessions", "sessions of all tenants", &s.max_sessions, 1,
-                 kMaxSessions});
-  out.push_back({"store.default_ttl", "sessions are dropped so long after their last use",
-                 &s.default_ttl});
+  out.push_back(
+      {"store.max_sessions", "sessions of all tenants", &s.max_sessions, 1, kMaxSessions});
+  out.push_back(
+      {"store.default_ttl", "sessions are dropped so long after their last use", &s.default_ttl});
 }
 
 void AddLimitFields(DaemonConfig& c, std::vector<Field>& out) {
   ServerOptions& s = c.server;
-  out.push_back({"limits.connections", "client connections", &s.max_connections, 1,
-                 kMaxConnections});
+  out.push_back(
+      {"limits.connections", "client connections", &s.max_connections, 1, kMaxConnections});
   out.push_back({"limits.tickets_per_connection", "open saves and restores of one connection",
                  &s.max_tickets_per_connection, 1, kMaxTicketsPerConnection});
   out.push_back({"limits.outbound_queue_bytes",
                  "answers that a client may leave unread before it is disconnected",
                  Bytes{&s.max_outbound_bytes}, 64.0 * kKiB, kMaxOutboundQueueBytes});
-  out.push_back({"limits.worker_threads", "threads for calls that block", &s.worker_threads, 1,
-                 256});
+  out.push_back(
+      {"limits.worker_threads", "threads for calls that block", &s.worker_threads, 1, 256});
   out.push_back({"limits.queued_calls", "calls that may wait for a worker thread",
                  &s.max_queued_calls, 1, 65536});
   out.push_back({"limits.admin_connections", "connections of the HTTP admin",
                  &s.max_admin_connections, 1, 1024});
   out.push_back({"timeouts.hello", "for a new connection to introduce itself", &s.hello_timeout});
   out.push_back({"timeouts.admin", "for one HTTP admin request", &s.admin_timeout});
-  out.push_back({"timeouts.drain", "at SIGTERM, for running saves and restores to finish",
-                 &c.drain_timeout});
+  out.push_back(
+      {"timeouts.drain", "at SIGTERM, for running saves and restores to finish", &c.drain_timeout});
   out.push_back({"timeouts.flush", "at SIGTERM, for writing what is only in host memory to disk",
                  &c.flush_timeout});
   out.push_back({"log.level", "trace, debug, info, warn, error or off", &c.log_level});
@@ -88,8 +87,7 @@ void AddLimitFields(DaemonConfig& c, std::vector<Field>& out) {
   out.push_back({"log.file", "appended to; empty: standard error", &c.log_file});
 }
 
-absl::Status CheckRange(const Field& field, double value, const std::string& text,
-                        bool is_size) {
+absl::Status CheckRange(const Field& field, double value, const std::string& text, bool is_size) {
   if (value >= field.min && value <= field.max) return absl::OkStatus();
   const auto show = [&](double v) {
     return is_size ? BytesText(static_cast<uint64_t>(v)) : fmt::format("{}", v);

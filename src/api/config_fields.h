@@ -15,8 +15,8 @@ namespace turnkeep::config_internal {
 struct Bytes {
   uint64_t* value;
 };
-using Target = std::variant<std::string*, Bytes, uint32_t*, double*, bool*, absl::Duration*,
-                            Durability*>;
+using Target =
+    std::variant<std::string*, Bytes, uint32_t*, double*, bool*, absl::Duration*, Durability*>;
 
 struct Field {
   std::string name;

@@ -150,9 +150,9 @@ absl::StatusOr<std::optional<Frame>> FrameReader::Next() {
   const size_t available = end_ - begin_;
   if (available < kFrameHeaderBytes) return std::nullopt;
   std::byte* at = staging_.get() + begin_;
-  TK_RETURN_IF_ERROR(DecodeFrameHeader(
-      std::span<const std::byte, kFrameHeaderBytes>(at, kFrameHeaderBytes), max_frame_bytes_,
-      &header_));
+  TK_RETURN_IF_ERROR(
+      DecodeFrameHeader(std::span<const std::byte, kFrameHeaderBytes>(at, kFrameHeaderBytes),
+                        max_frame_bytes_, &header_));
   const size_t size = FrameBytes(header_.payload_bytes, header_.raw_bytes);
   if (available >= size) {
     Frame frame;

@@ -27,7 +27,7 @@ absl::Status CheckSocketPath(const std::string& what, const std::string& path);
 
 // An address "127.0.0.1:7411" or "[::1]:7411" ("localhost:7411" is 127.0.0.1).
 struct LoopbackAddress {
-  std::string host;  // numeric
+  std::string host;   // numeric
   uint16_t port = 0;  // 0: the system chooses
   bool v6 = false;
 };

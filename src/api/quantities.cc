@@ -15,10 +15,16 @@ struct Unit {
   uint64_t factor;
 };
 
-constexpr Unit kByteUnits[] = {
-    {"TiB", kGiB << 10}, {"GiB", kGiB},           {"MiB", kMiB},           {"KiB", kKiB},
-    {"B", 1},            {"", 1},                 {"KB", 1'000},           {"MB", 1'000'000},
-    {"GB", 1'000'000'000}, {"TB", 1'000'000'000'000}};
+constexpr Unit kByteUnits[] = {{"TiB", kGiB << 10},
+                               {"GiB", kGiB},
+                               {"MiB", kMiB},
+                               {"KiB", kKiB},
+                               {"B", 1},
+                               {"", 1},
+                               {"KB", 1'000},
+                               {"MB", 1'000'000},
+                               {"GB", 1'000'000'000},
+                               {"TB", 1'000'000'000'000}};
 
 constexpr Unit kTimeUnits[] = {{"d", 86'400'000'000}, {"h", 3'600'000'000}, {"m", 60'000'000},
                                {"s", 1'000'000},      {"ms", 1'000},        {"us", 1}};

@@ -34,7 +34,7 @@ struct ServerOptions {
   uint32_t max_tickets_per_connection = kMaxTicketsPerConnection;
   uint64_t max_outbound_bytes = kMaxOutboundQueueBytes;  // per connection
   uint32_t max_frame_bytes = kMaxFrameBytes;
-  uint32_t worker_threads = 4;     // for calls that block
+  uint32_t worker_threads = 4;      // for calls that block
   uint32_t max_queued_calls = 256;  // waiting for a worker
   uint32_t max_admin_connections = 64;
   absl::Duration hello_timeout = absl::Seconds(5);

@@ -79,8 +79,8 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, absl::Time deadlin
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.data(), path.size());
-  TK_RETURN_IF_ERROR(Connect(fd.get(), reinterpret_cast<const sockaddr*>(&address),
-                             sizeof(address), path, deadline));
+  TK_RETURN_IF_ERROR(Connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address),
+                             path, deadline));
   return fd;
 }
 

@@ -148,11 +148,18 @@ ExtentRead StoreImpl::MakeRead(const std::shared_ptr<RestoreJob>& job, const std
           .buffer = load->target.memory.subspan(read.offset, read.bytes),
           .done = [this, job, load, index](const absl::Status& status, uint64_t) {
             ReadEnded(job, load, index, status);
+            // Last, because the destructor waits for it.
+            absl::MutexLock lock(&state_.mu);
+            --reads_running_;
           }};
 }
 
 void StoreImpl::SubmitReads(std::vector<ExtentRead> batch) {
   if (batch.empty()) return;
+  {
+    absl::MutexLock lock(&state_.mu);
+    reads_running_ += batch.size();
+  }
   const absl::Status status = state_.disk.extents->ReadMany(batch);
   if (status.ok()) return;
   for (ExtentRead& read : batch) read.done(status, 0);

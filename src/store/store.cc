@@ -197,11 +197,17 @@ StoreImpl::~StoreImpl() {
     stop_ = true;
   }
   if (housekeeper_.joinable()) housekeeper_.join();
+  {
+    // Reads end before the writer, which their callbacks wake.
+    absl::MutexLock lock(&state_.mu);
+    const auto no_reads = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu) {
+      return loads_.empty() && reads_running_ == 0;
+    };
+    state_.mu.Await(absl::Condition(&no_reads));
+  }
   writer_.reset();
   {
     absl::MutexLock lock(&state_.mu);
-    const auto no_loads = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu) { return loads_.empty(); };
-    state_.mu.Await(absl::Condition(&no_loads));
     state_.on_room = nullptr;
     released_segments_ = nullptr;
   }

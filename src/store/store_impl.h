@@ -186,6 +186,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   std::unique_ptr<DiskWriter> writer_;
   std::function<void(uint32_t)> released_segments_ ABSL_GUARDED_BY(state_.mu);
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<ChunkLoad>> loads_ ABSL_GUARDED_BY(state_.mu);
+  // Reads whose callbacks have not returned; the destructor waits for them.
+  uint64_t reads_running_ ABSL_GUARDED_BY(state_.mu) = 0;
   std::deque<WaitingSave> waiting_saves_ ABSL_GUARDED_BY(state_.mu);
   bool room_made_ ABSL_GUARDED_BY(state_.mu) = false;
   bool stop_ ABSL_GUARDED_BY(state_.mu) = false;

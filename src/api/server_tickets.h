@@ -1,0 +1,89 @@
+// The saves and restores of one connection. Internal to src/api; server's thread only.
+//
+// Destroying a ticket, or all of them, destroys the store's operation, which gives back its
+// pins and slots. Callbacks of the store carry ticket numbers, not pointers: what comes after a
+// ticket's end finds nothing.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "api/server_connection.h"
+#include "core/layout.h"
+#include "store/operations.h"
+
+namespace turnkeep {
+
+class ConnectionTickets {
+ public:
+  explicit ConnectionTickets(ServerConnection& connection) : connection_(connection) {}
+  ~ConnectionTickets();
+
+  // Whether messages of this type are for us.
+  static bool Handles(uint16_t type);
+  void Handle(wire::Frame& frame);
+
+  size_t count() const { return saves_.size() + restores_.size(); }
+  void Clear();
+
+ private:
+  // Geometries of the chunks of one ticket, by token count.
+  using Geometries = std::map<uint32_t, ChunkGeometry>;
+  struct Save {
+    std::unique_ptr<SaveOperation> operation;  // null while it is beginning
+    bool committing = false;
+    absl::Status failed;  // a page write that was refused
+    Geometries geometries;
+  };
+  struct ProgressBox;
+  struct Restore {
+    std::unique_ptr<RestoreOperation> operation;  // null while it is beginning
+    RestoreProgress sent;
+    Geometries geometries;
+  };
+  using SaveResult = absl::StatusOr<std::unique_ptr<SaveOperation>>;
+  using RestoreResult = absl::StatusOr<std::unique_ptr<RestoreOperation>>;
+
+  std::shared_ptr<Responder> NewResponder(const wire::Frame& frame);
+  // OK when a ticket of this number may begin.
+  absl::Status CheckNewTicket(uint64_t ticket) const;
+
+  absl::Status BeginSave(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  absl::Status BeginImport(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  // What the store calls when the save has begun, from any thread.
+  std::function<void(SaveResult)> SaveBegun(uint64_t ticket, std::shared_ptr<Responder> responder);
+  void FinishBeginSave(uint64_t ticket, const std::shared_ptr<Responder>& responder,
+                       SaveResult result);
+  absl::Status SendSavePlan(uint64_t ticket, const SaveOperation& operation, Responder& responder);
+  absl::Status Commit(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+
+  absl::Status BeginRestore(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  void FinishBeginRestore(uint64_t ticket, const std::shared_ptr<Responder>& responder,
+                          RestoreResult result);
+  absl::Status SendRestorePlan(uint64_t ticket, Restore& restore, Responder& responder);
+  void ObserveRestore(uint64_t ticket, Restore& restore);
+  void SendProgress(uint64_t ticket, const RestoreProgress& progress);
+  absl::Status Cut(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  absl::Status ReportDamage(const wire::Frame& frame);
+  absl::Status Release(const wire::Frame& frame);
+
+  absl::Status PageRead(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  absl::Status PageWrite(const wire::Frame& frame);
+  absl::Status WritePiece(Save& save, const wire::Frame& frame);
+
+  absl::Status GrantSlots(std::span<const ChunkSlot> slots);
+  absl::StatusOr<Save*> FindSave(const char* what, uint64_t ticket);
+  absl::StatusOr<Restore*> FindRestore(const char* what, uint64_t ticket);
+  void Forget(uint64_t ticket);
+
+  ServerConnection& connection_;
+  std::map<uint64_t, Save> saves_;
+  std::map<uint64_t, Restore> restores_;
+};
+
+}  // namespace turnkeep

@@ -1,0 +1,185 @@
+#include "api/server.h"
+
+#include <sys/stat.h>
+
+#include <fstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "api/listen.h"
+#include "api/raw_connection.h"
+#include "core/status.h"
+#include "testing/client_factory.h"
+#include "testing/kv_pattern.h"
+#include "testing/layouts.h"
+
+namespace turnkeep::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Tenants, ComeFromTheUserOfTheProcess) {
+  const std::vector<TenantRule> rules = {{.name = "alice", .uids = {1000, 1001}},
+                                         {.name = "bob", .uids = {2000}},
+                                         {.name = "tokens", .token = "0123456789abcdef"}};
+  struct Case {
+    uint32_t uid;
+    uint32_t own_uid;
+    const char* tenant;  // null: denied
+  };
+  const Case cases[] = {{1000, 5, "alice"},  {1001, 5, "alice"},   {2000, 5, "bob"},
+                        {5, 5, "default"},   {0, 5, "default"},    {1002, 5, nullptr},
+                        {65534, 5, nullptr}, {1000, 1000, "alice"}};
+  for (const Case& c : cases) {
+    const auto tenant = TenantForUid(rules, c.uid, c.own_uid);
+    if (c.tenant == nullptr) {
+      EXPECT_TRUE(absl::IsPermissionDenied(tenant.status())) << c.uid;
+      EXPECT_THAT(MessageOf(tenant.status()), HasSubstr(std::to_string(c.uid)));
+    } else {
+      ASSERT_TRUE(tenant.ok());
+      EXPECT_EQ(*tenant, c.tenant) << c.uid;
+    }
+  }
+}
+
+TEST(Tenants, RootMayBeMappedElsewhere) {
+  EXPECT_EQ(*TenantForUid({{.name = "ops", .uids = {0}}}, 0, 5), "ops");
+}
+
+TEST(Tenants, ComeFromTheToken) {
+  const std::vector<TenantRule> rules = {{.name = "uid only", .uids = {1}},
+                                         {.name = "alice", .token = "alice has this token"},
+                                         {.name = "bob", .token = "bob has that token"}};
+  EXPECT_EQ(*TenantForToken(rules, "alice has this token"), "alice");
+  EXPECT_EQ(*TenantForToken(rules, "bob has that token"), "bob");
+  for (const char* bad : {"", "alice has this toke", "alice has this token ", "ALICE"}) {
+    EXPECT_TRUE(absl::IsPermissionDenied(TenantForToken(rules, bad).status())) << bad;
+  }
+}
+
+TEST(Server, SocketIsTheOwnersAlone) {
+  DaemonHarness daemon({.admin = true});
+  for (const std::string& path : {daemon.socket_path(), daemon.admin_socket_path()}) {
+    struct stat info {};
+    ASSERT_EQ(::stat(path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 07777, 0600u) << path;
+    ASSERT_EQ(::stat(path.substr(0, path.rfind('/')).c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 07777, 0700u) << path;
+  }
+}
+
+TEST(Server, SecondOneOnTheSocketIsRefused) {
+  DaemonHarness daemon;
+  const auto second = Server::Start(daemon.store(), {.socket_path = daemon.socket_path()});
+  EXPECT_TRUE(absl::IsAlreadyExists(second.status())) << second.status();
+  EXPECT_TRUE(daemon.UnixClient()->Status().ok());
+}
+
+TEST(Listener, ReplacesAStaleSocketOnly) {
+  TemporaryDirectory directory;
+  const std::string path = directory.path() + "/s";
+  {
+    // A socket file whose process is gone.
+    auto listener = UnixListener::Open("socket", path);
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    ASSERT_EQ(::rename(path.c_str(), (path + "2").c_str()), 0);
+  }
+  ASSERT_EQ(::rename((path + "2").c_str(), path.c_str()), 0);
+  EXPECT_TRUE(UnixListener::Open("socket", path).ok());
+  std::ofstream(path) << "a file of somebody's";
+  const auto refused = UnixListener::Open("socket", path);
+  EXPECT_THAT(MessageOf(refused.status()), HasSubstr("not a socket"));
+}
+
+TEST(Listener, RefusesAFolderThatOthersCanWrite) {
+  TemporaryDirectory directory;
+  const std::string folder = directory.path() + "/open";
+  ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
+  ASSERT_EQ(::chmod(folder.c_str(), 0777), 0);
+  const auto refused = UnixListener::Open("socket", folder + "/s");
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.status()));
+  EXPECT_THAT(MessageOf(refused.status()), HasSubstr("0777"));
+}
+
+TEST(Server, WildcardAndForeignAddressesAreRefused) {
+  DaemonHarness daemon;
+  for (const char* address : {"0.0.0.0:0", "[::]:0", "10.0.0.1:0", "localhost.example:0"}) {
+    for (const bool admin : {false, true}) {
+      ServerOptions options{.socket_path = daemon.dir() + "/other.sock",
+                            .tenants = {{.name = "t", .token = "0123456789abcdef"}}};
+      (admin ? options.admin_address : options.tcp_address) = address;
+      const auto refused = Server::Start(daemon.store(), options);
+      EXPECT_TRUE(absl::IsInvalidArgument(refused.status())) << address << refused.status();
+      EXPECT_THAT(MessageOf(refused.status()), HasSubstr(address));
+    }
+  }
+}
+
+TEST(Server, TcpNeedsTheRightToken) {
+  DaemonHarness daemon({.tcp = true});
+  ClientOptions options = daemon.TcpOptions();
+  options.tcp_token = "not the right token";
+  EXPECT_TRUE(absl::IsPermissionDenied(Client::Connect(options).status()));
+  options.tcp_token = "";
+  EXPECT_TRUE(absl::IsPermissionDenied(Client::Connect(options).status()));
+  EXPECT_EQ(daemon.TcpClient("alice")->server_info().tenant, "alice");
+  EXPECT_FALSE(daemon.TcpClient("alice")->server_info().shared_memory);
+}
+
+TEST(Server, TenantsDoNotSeeEachOther) {
+  DaemonHarness daemon({.tcp = true});
+  const KvPattern pattern(SmallLayout());
+  KvContext context;
+  context.Append(MakeTokens(1, 200));
+  auto alice = daemon.TcpClient("alice");
+  auto bob = daemon.TcpClient("bob");
+  for (Client* client : {alice.get(), bob.get()}) {
+    ASSERT_TRUE(client->RegisterLayout(pattern.layout()).ok());
+  }
+  ASSERT_TRUE(SaveAll(*alice, pattern, {.session = "a", .context = &context}).ok());
+  EXPECT_EQ(RestoreAndCheck(*alice, pattern, {.session = "a", .context = &context})->token_count,
+            200);
+  EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.session = "a", .context = &context})->token_count, 0);
+  EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.context = &context})->token_count, 0);
+  EXPECT_TRUE(bob->ListSessions({})->empty());
+}
+
+TEST(Server, DrainLetsRunningSavesFinishAndRefusesNewOnes) {
+  DaemonHarness daemon;
+  const KvPattern pattern(SmallLayout());
+  KvContext context;
+  context.Append(MakeTokens(1, 200));
+  auto client = daemon.UnixClient();
+  ASSERT_TRUE(client->RegisterLayout(pattern.layout()).ok());
+  auto save = BeginSaveOf(*client, pattern, {.session = "a", .context = &context});
+  ASSERT_TRUE(save.ok());
+  absl::Status drained = absl::UnknownError("");
+  std::thread drainer([&] { drained = daemon.server().Drain(absl::Seconds(20)); });
+  EXPECT_TRUE(Eventually([&] {
+    auto second = BeginSaveOf(*client, pattern, {.session = "b", .context = &context});
+    return absl::IsUnavailable(second.status());
+  }));
+  ASSERT_TRUE(FillTicket(**save, pattern, context).ok());
+  EXPECT_TRUE((*save)->Commit(absl::Seconds(5)).ok());
+  save->reset();
+  drainer.join();
+  EXPECT_TRUE(drained.ok()) << drained;
+}
+
+TEST(Server, DrainGivesUpOnATicketThatStays) {
+  DaemonHarness daemon;
+  const KvPattern pattern(SmallLayout());
+  KvContext context;
+  context.Append(MakeTokens(1, 200));
+  auto client = daemon.UnixClient();
+  ASSERT_TRUE(client->RegisterLayout(pattern.layout()).ok());
+  auto save = BeginSaveOf(*client, pattern, {.session = "a", .context = &context});
+  ASSERT_TRUE(save.ok());
+  const absl::Status drained = daemon.server().Drain(absl::Milliseconds(50));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(drained));
+  EXPECT_THAT(MessageOf(drained), HasSubstr("1 tickets"));
+}
+
+}  // namespace
+}  // namespace turnkeep::testing
