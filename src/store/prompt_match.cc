@@ -203,4 +203,18 @@ ChunkId BindingOf(const StoreState& state, const Tenant& tenant, const LayoutInf
   return binding;
 }
 
+ChunkId AppendBindingOf(const StoreState& state, const Tenant& tenant, const LayoutInfo& layout,
+                        std::span<const Span> kept, const Span* next) {
+  const ChunkId binding = BindingOf(state, tenant, layout, kept);
+  if (next == nullptr) return binding;
+  const ChunkEntry& entry = state.catalog[next->chunk];
+  const bool continues =
+      next->first == 0 && entry.parent != kNoChunk && state.catalog[entry.parent].id == binding;
+  if (continues) return binding;
+  const std::array<ChunkSlice, 2> slices = {
+      ChunkSlice{.chunk = binding},
+      ChunkSlice{.chunk = entry.id, .first = next->first, .count = next->count}};
+  return tenant.hasher.View(layout.fingerprint, slices);
+}
+
 }  // namespace turnkeep

@@ -73,4 +73,13 @@ class PromptMatcher {
 ChunkId BindingOf(const StoreState& state, const Tenant& tenant, const LayoutInfo& layout,
                   std::span<const Span> spans) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mu);
 
+// The parent of what a save appends behind `kept`, the leading spans of its session's view.
+// `next` is the span that follows them there, as far as the prompt has it; null when it has
+// nothing of it. The engine may give `next`'s tokens as it restored them. After a truncation
+// their KV remembers what was dropped, so they are bound to that span and not to the
+// chain of a context that was shorter from the start.
+ChunkId AppendBindingOf(const StoreState& state, const Tenant& tenant, const LayoutInfo& layout,
+                        std::span<const Span> kept, const Span* next)
+    ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mu);
+
 }  // namespace turnkeep

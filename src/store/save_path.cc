@@ -139,9 +139,10 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
   // What the session's own view has of the prompt. Only whole spans with data are kept, and
   // a tail that more tokens follow is saved again, longer.
   std::vector<Span> kept;
+  PromptMatch match;
   const Session* session = state.sessions.Find(tenant_->number, session_);
   if (session != nullptr && session->layout == layout_->number) {
-    const PromptMatch match = store_->MatchWithHeaders([&](const HeaderTokens& headers) {
+    match = store_->MatchWithHeaders([&](const HeaderTokens& headers) {
       state.mu.AssertHeld();
       const Session* now = state.sessions.Find(tenant_->number, session_);
       if (now == nullptr) return PromptMatch{};
@@ -168,7 +169,8 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
   // The rest, chunk by chunk: known ones are kept, and from the first unknown one on the
   // engine provides.
   const PromptMatcher matcher(&state, tenant_, layout_, prompt, nullptr);
-  ChunkId parent_id = BindingOf(state, *tenant_, *layout_, kept);
+  const Span* next = kept.size() < match.spans.size() ? &match.spans[kept.size()] : nullptr;
+  ChunkId parent_id = AppendBindingOf(state, *tenant_, *layout_, kept, next);
   ChunkIndex parent = state.catalog.FindOrCreate(parent_id, kNoChunk, tenant_->number, layout_->number, 0);
   state.AddOperationRef(parent);
   parent_ref_ = parent;
