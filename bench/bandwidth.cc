@@ -49,8 +49,9 @@ std::vector<std::byte> RandomBytes(uint64_t bytes) {
 
 // Reads everything of a session into `buffer` (one layer page at a time, rotating through
 // it) and returns the seconds from the request to the last verified byte.
-absl::StatusOr<double> RestoreAll(KvStore& kv, const std::string& session, const Fingerprint& layout,
-                                  uint64_t page_bytes, std::span<std::byte> buffer) {
+absl::StatusOr<double> RestoreAll(KvStore& kv, const std::string& session,
+                                  const Fingerprint& layout, uint64_t page_bytes,
+                                  std::span<std::byte> buffer) {
   const Stopwatch watch;
   TK_ASSIGN_OR_RETURN(auto ticket, kv.BeginRestore({.session = session, .layout = layout}));
   uint64_t at = 0;
@@ -65,7 +66,8 @@ absl::StatusOr<double> RestoreAll(KvStore& kv, const std::string& session, const
   return watch.Seconds();
 }
 
-double CopyAll(std::span<const std::byte> from, std::span<std::byte> to, uint64_t page_bytes, uint64_t bytes) {
+double CopyAll(std::span<const std::byte> from, std::span<std::byte> to, uint64_t page_bytes,
+               uint64_t bytes) {
   const Stopwatch watch;
   uint64_t at = 0;
   for (uint64_t done = 0; done < bytes; done += page_bytes) {
@@ -78,8 +80,8 @@ double CopyAll(std::span<const std::byte> from, std::span<std::byte> to, uint64_
 // Raw transfers of `request_bytes` each at depth kDepth over one preallocated file.
 class RawDevice {
  public:
-  static absl::StatusOr<std::unique_ptr<RawDevice>> Open(const std::string& directory, uint64_t bytes,
-                                                         uint64_t request_bytes) {
+  static absl::StatusOr<std::unique_ptr<RawDevice>> Open(const std::string& directory,
+                                                         uint64_t bytes, uint64_t request_bytes) {
     auto raw = std::unique_ptr<RawDevice>(new RawDevice);
     raw->bytes_ = RoundDown(bytes, request_bytes);
     raw->request_bytes_ = request_bytes;
@@ -151,8 +153,8 @@ class RawDevice {
 
 // Saves as an engine does, one after another: the next one's pages are filled while the
 // last one's are written. Returns bytes a second until all are durable.
-absl::StatusOr<double> SaveStream(KvStore& kv, const Fingerprint& layout, uint64_t tokens, uint32_t round,
-                                  const std::vector<std::byte>& source) {
+absl::StatusOr<double> SaveStream(KvStore& kv, const Fingerprint& layout, uint64_t tokens,
+                                  uint32_t round, const std::vector<std::byte>& source) {
   const Stopwatch watch;
   absl::Mutex mu;
   absl::Status failure;
@@ -171,8 +173,9 @@ absl::StatusOr<double> SaveStream(KvStore& kv, const Fingerprint& layout, uint64
         if (good) bytes += saved->new_bytes;
         if (good) continue;
         absl::MutexLock lock(&mu);
-        failure = saved.ok() ? Internal("save was cut to {} tokens: {}", saved->token_count, saved->note)
-                             : saved.status();
+        failure = saved.ok()
+                      ? Internal("save was cut to {} tokens: {}", saved->token_count, saved->note)
+                      : saved.status();
         return;
       }
     });
@@ -181,6 +184,33 @@ absl::StatusOr<double> SaveStream(KvStore& kv, const Fingerprint& layout, uint64
   if (!failure.ok()) return failure;
   const double rate = static_cast<double>(bytes.load()) / watch.Seconds();
   return rate;
+}
+
+absl::StatusOr<Share> MeasureSaves(const StoreBenchOptions& options, KvStore& kv,
+                                   const Fingerprint& layout, uint64_t bytes,
+                                   const std::vector<std::byte>& source,
+                                   const std::function<void()>& tick) {
+  const KvLayout model = Model();
+  const uint64_t chunk_bytes = BytesPerToken(model) * model.chunk_tokens;
+  const uint64_t tokens =
+      RoundDown(bytes / BytesPerToken(model) / kSessionsInStream, model.chunk_tokens);
+  TK_ASSIGN_OR_RETURN(const auto raw, RawDevice::Open(options.directory + "/raw", bytes,
+                                                      std::min(chunk_bytes, 16 * kMiB)));
+  std::vector<double> saved;
+  std::vector<double> written;
+  for (uint32_t round = 0; round < kWarmRounds + options.rounds; ++round) {
+    if (round >= kWarmRounds) tick();
+    // Old rounds go, so that slots are written again as in a store that has filled its disk.
+    for (uint64_t n = 0; round >= 2 && n < kSessionsInStream; ++n) {
+      TK_RETURN_IF_ERROR(kv.DropSession(StreamName(round - 2, n)));
+    }
+    TK_ASSIGN_OR_RETURN(const double rate, SaveStream(kv, layout, tokens, round, source));
+    TK_ASSIGN_OR_RETURN(const double bound, raw->Run(IoOp::kWrite));
+    if (round < kWarmRounds) continue;
+    saved.push_back(rate);
+    written.push_back(bound);
+  }
+  return Share{Median(saved), Median(written)};
 }
 
 }  // namespace
@@ -211,44 +241,32 @@ absl::StatusOr<BandwidthResult> MeasureBandwidth(const StoreBenchOptions& option
   constexpr uint32_t kSessions = 3;
   const auto name = [](uint32_t i) { return fmt::format("restored-{}", i % kSessions); };
   for (uint32_t i = 0; i < kSessions; ++i) {
-    TK_RETURN_IF_ERROR(SaveContext(*kv, {name(i), 0, layout, kLayers, TokensOf(i, tokens)}, source).status());
+    TK_RETURN_IF_ERROR(
+        SaveContext(*kv, {name(i), 0, layout, kLayers, TokensOf(i, tokens)}, source).status());
   }
-  std::vector<double> host, copy, disk_read, raw_read, disk_write, raw_write;
+  std::vector<double> host, copy, disk_read, raw_read;
   const auto rate_of = [bytes](double seconds) { return static_cast<double>(bytes) / seconds; };
   for (uint32_t round = 0; round < options.rounds; ++round) {
     tick("host restore");
-    TK_ASSIGN_OR_RETURN(const double seconds, RestoreAll(*kv, name(kSessions - 1), layout, result.page_bytes, engine));
+    TK_ASSIGN_OR_RETURN(const double seconds,
+                        RestoreAll(*kv, name(kSessions - 1), layout, result.page_bytes, engine));
     host.push_back(rate_of(seconds));
     copy.push_back(rate_of(CopyAll(copy_source, engine, result.page_bytes, bytes)));
   }
   {
-    TK_ASSIGN_OR_RETURN(const auto raw, RawDevice::Open(options.directory + "/raw", bytes, kReadBytes));
+    TK_ASSIGN_OR_RETURN(const auto raw,
+                        RawDevice::Open(options.directory + "/raw", bytes, kReadBytes));
     for (uint32_t round = 0; round < options.rounds; ++round) {
       tick("disk restore");
-      TK_ASSIGN_OR_RETURN(const double seconds, RestoreAll(*kv, name(round), layout, result.page_bytes, engine));
+      TK_ASSIGN_OR_RETURN(const double seconds,
+                          RestoreAll(*kv, name(round), layout, result.page_bytes, engine));
       disk_read.push_back(rate_of(seconds));
       TK_ASSIGN_OR_RETURN(const double rate, raw->Run(IoOp::kRead));
       raw_read.push_back(rate);
     }
   }
-  {
-    const uint64_t chunk_bytes = token_bytes * model.chunk_tokens;
-    TK_ASSIGN_OR_RETURN(const auto raw,
-                        RawDevice::Open(options.directory + "/raw", bytes, std::min(chunk_bytes, 16 * kMiB)));
-    const uint64_t stream_tokens = RoundDown(tokens / kSessionsInStream, model.chunk_tokens);
-    for (uint32_t round = 0; round < kWarmRounds + options.rounds; ++round) {
-      if (round >= kWarmRounds) tick("disk save");
-      // Old rounds go, so that slots are written again as in a store that has filled its disk.
-      for (uint64_t n = 0; round >= 2 && n < kSessionsInStream; ++n) {
-        TK_RETURN_IF_ERROR(kv->DropSession(StreamName(round - 2, n)));
-      }
-      TK_ASSIGN_OR_RETURN(const double rate, SaveStream(*kv, layout, stream_tokens, round, source));
-      TK_ASSIGN_OR_RETURN(const double bound, raw->Run(IoOp::kWrite));
-      if (round < kWarmRounds) continue;
-      disk_write.push_back(rate);
-      raw_write.push_back(bound);
-    }
-  }
+  TK_ASSIGN_OR_RETURN(result.disk_save, MeasureSaves(options, *kv, layout, bytes, source,
+                                                     [&] { tick("disk save"); }));
   TK_ASSIGN_OR_RETURN(const StoreStatus status, kv->Status());
   result.device = status.disk.description;
   kv.reset();
@@ -258,7 +276,6 @@ absl::StatusOr<BandwidthResult> MeasureBandwidth(const StoreBenchOptions& option
   std::filesystem::remove_all(options.directory + "/raw", ignored);
   result.host_restore = {Median(host), Median(copy)};
   result.disk_restore = {Median(disk_read), Median(raw_read)};
-  result.disk_save = {Median(disk_write), Median(raw_write)};
   return result;
 }
 

@@ -41,8 +41,8 @@ inline std::vector<uint32_t> TokensOf(uint64_t seed, uint64_t count) {
   return tokens;
 }
 
-inline KvLayout LayoutOf(const std::string& name, uint32_t layers, uint32_t kv_heads, uint32_t head_dim,
-                         DType dtype) {
+inline KvLayout LayoutOf(const std::string& name, uint32_t layers, uint32_t kv_heads,
+                         uint32_t head_dim, DType dtype) {
   KvLayout layout{.model = name, .weights_revision = "bench"};
   layout.layers.assign(layers, LayerSpec::Full(kv_heads, head_dim, dtype));
   return layout;

@@ -27,7 +27,7 @@ constexpr uint64_t kSessionTokens = 100'000;
 constexpr uint64_t kPromptTokens = 128 * 1024;
 constexpr uint64_t kMissTokens = 2'048;
 
-KvLayout TinyModel() { return LayoutOf("bench-tiny", 1, 1, 8, DType::kInt8); }
+KvLayout TinyModel() { return LayoutOf("bench-tiny", 1, 1, 4, DType::kFloat16); }
 
 // Anonymous memory of this process: everything but the arena, which is shared memory.
 uint64_t AnonymousBytes() {
@@ -53,7 +53,8 @@ struct Daemon {
   }
 };
 
-absl::StatusOr<Daemon> Start(const StoreBenchOptions& options, uint64_t host_bytes, uint64_t disk_bytes) {
+absl::StatusOr<Daemon> Start(const StoreBenchOptions& options, uint64_t host_bytes,
+                             uint64_t disk_bytes) {
   Daemon daemon;
   TK_ASSIGN_OR_RETURN(daemon.store, Store::Open({.data_dir = options.directory + "/scale",
                                                  .host_bytes = host_bytes,
@@ -62,7 +63,8 @@ absl::StatusOr<Daemon> Start(const StoreBenchOptions& options, uint64_t host_byt
                                                  .low_watermark = 1.0}));
   const std::string socket = options.directory + "/bench.sock";
   TK_ASSIGN_OR_RETURN(daemon.server, Server::Start(*daemon.store, {.socket_path = socket}));
-  TK_ASSIGN_OR_RETURN(daemon.client, Client::Connect({.socket_path = socket, .request_timeout = absl::Minutes(2)}));
+  TK_ASSIGN_OR_RETURN(
+      daemon.client, Client::Connect({.socket_path = socket, .request_timeout = absl::Minutes(2)}));
   return daemon;
 }
 
@@ -78,7 +80,8 @@ class Scale {
       chunks_ += kPromptTokens / kDefaultChunkTokens;
     }
     while (chunks_ + per_session <= chunks || sessions_ == 0) {
-      TK_RETURN_IF_ERROR(Save(fmt::format("session-{}", sessions_), 100 + sessions_, kSessionTokens));
+      TK_RETURN_IF_ERROR(
+          Save(fmt::format("session-{}", sessions_), 100 + sessions_, kSessionTokens));
       ++sessions_;
       chunks_ += per_session;
       options_.progress("filling the store", chunks_, options_.chunk_counts.back());
@@ -92,12 +95,14 @@ class Scale {
     std::vector<double> open, hit, miss, empty;
     for (uint32_t i = 0; i < options_.samples; ++i) {
       options_.progress("measuring", i, options_.samples);
-      TK_RETURN_IF_ERROR(Open({.session = fmt::format("session-{}", i * 7919 % sessions_), .layout = layout_},
-                              kSessionTokens, &open));
+      TK_RETURN_IF_ERROR(
+          Open({.session = fmt::format("session-{}", i * 7919 % sessions_), .layout = layout_},
+               kSessionTokens, &open));
       const std::vector<uint32_t> unknown = TokensOf(1'000'000'000 + chunks_ + i, kMissTokens);
       TK_RETURN_IF_ERROR(Open({.prompt = {.tokens = unknown}, .layout = layout_}, 0, &miss));
       if (i % 8 == 0) {
-        TK_RETURN_IF_ERROR(Open({.prompt = {.tokens = prompt}, .layout = layout_}, kPromptTokens, &hit));
+        TK_RETURN_IF_ERROR(
+            Open({.prompt = {.tokens = prompt}, .layout = layout_}, kPromptTokens, &hit));
       }
       TK_RETURN_IF_ERROR(Open({.session = "nobody", .layout = layout_}, 0, &empty));
     }
@@ -114,19 +119,22 @@ class Scale {
 
  private:
   absl::Status Save(const std::string& session, uint64_t seed, uint64_t tokens) {
-    TK_ASSIGN_OR_RETURN(const CommitResult saved,
-                        SaveContext(client_, {session, 0, layout_, 1, TokensOf(seed, tokens)}, source_));
+    TK_ASSIGN_OR_RETURN(
+        const CommitResult saved,
+        SaveContext(client_, {session, 0, layout_, 1, TokensOf(seed, tokens)}, source_));
     if (saved.token_count == tokens && saved.durable) return absl::OkStatus();
-    return Internal("save '{}': {} of {} tokens, {}", session, saved.token_count, tokens, saved.note);
+    return Internal("save '{}': {} of {} tokens, {}", session, saved.token_count, tokens,
+                    saved.note);
   }
 
-  absl::Status Open(const RestoreRequest& request, uint64_t expected, std::vector<double>* samples) {
+  absl::Status Open(const RestoreRequest& request, uint64_t expected,
+                    std::vector<double>* samples) {
     const Stopwatch watch;
     TK_ASSIGN_OR_RETURN(const auto ticket, client_.BeginRestore(request));
     samples->push_back(watch.Micros());
     if (ticket->token_count() == expected) return absl::OkStatus();
-    return Internal("restore of '{}': {} tokens, {} expected: {}", request.session, ticket->token_count(),
-                    expected, ticket->miss_reason());
+    return Internal("restore of '{}': {} tokens, {} expected: {}", request.session,
+                    ticket->token_count(), expected, ticket->miss_reason());
   }
 
   double HashPrompt(const std::vector<uint32_t>& prompt) const {
@@ -157,7 +165,8 @@ absl::StatusOr<std::vector<ScaleResult>> MeasureScales(const StoreBenchOptions& 
   std::vector<ScaleResult> results;
   const KvLayout model = TinyModel();
   const uint64_t slot_bytes = GeometryOf(model, model.chunk_tokens).slot_bytes;
-  const uint64_t capacity = RoundUp((options.chunk_counts.back() + 10'000) * slot_bytes * 5 / 4, kMiB) + kGiB;
+  const uint64_t capacity =
+      RoundUp((options.chunk_counts.back() + 10'000) * slot_bytes * 5 / 4, kMiB) + kGiB;
   std::filesystem::create_directories(options.directory);
   for (const uint64_t chunks : options.chunk_counts) {
     // A store of its own for each size, so that the memory of one is not counted with another's.
@@ -168,7 +177,8 @@ absl::StatusOr<std::vector<ScaleResult>> MeasureScales(const StoreBenchOptions& 
     TK_RETURN_IF_ERROR(scale.Fill(chunks));
     TK_ASSIGN_OR_RETURN(ScaleResult result, scale.Measure());
     result.metadata_bytes_per_chunk =
-        static_cast<double>(AnonymousBytes() - std::min(before, AnonymousBytes())) / static_cast<double>(result.chunks);
+        static_cast<double>(AnonymousBytes() - std::min(before, AnonymousBytes())) /
+        static_cast<double>(result.chunks);
     daemon.client.reset();
     daemon.server.reset();
     daemon.store.reset();  // as a kill leaves it: nothing is written or marked clean
@@ -177,7 +187,8 @@ absl::StatusOr<std::vector<ScaleResult>> MeasureScales(const StoreBenchOptions& 
     TK_ASSIGN_OR_RETURN(const SessionInfo info, again.client->StatSession("session-0"));
     result.reopen_s = reopen.Seconds();
     if (info.restorable_tokens != kSessionTokens) {
-      return Internal("after reopening, session-0 has {} of {} tokens", info.restorable_tokens, kSessionTokens);
+      return Internal("after reopening, session-0 has {} of {} tokens", info.restorable_tokens,
+                      kSessionTokens);
     }
     TK_RETURN_IF_ERROR(again.Stop());
     again.store.reset();
@@ -200,13 +211,16 @@ absl::StatusOr<AmplificationResult> MeasureAmplification(const StoreBenchOptions
   {
     TK_ASSIGN_OR_RETURN(auto kv, store->ForTenant("bench"));
     TK_ASSIGN_OR_RETURN(const Fingerprint layout, kv->RegisterLayout(model));
-    const std::vector<std::byte> source(LayerPageBytes(model.layers[0], model.chunk_tokens), std::byte{9});
+    const std::vector<std::byte> source(LayerPageBytes(model.layers[0], model.chunk_tokens),
+                                        std::byte{9});
     const auto written = [&]() -> absl::StatusOr<std::pair<uint64_t, uint64_t>> {
       TK_ASSIGN_OR_RETURN(const StoreStatus status, kv->Status());
       std::pair<uint64_t, uint64_t> bytes;
       for (const NamedCount& count : status.counts) {
-        if (count.name == "device_written_bytes_total") bytes.first = static_cast<uint64_t>(count.value);
-        if (count.name == "index_written_bytes_total") bytes.second = static_cast<uint64_t>(count.value);
+        if (count.name == "device_written_bytes_total")
+          bytes.first = static_cast<uint64_t>(count.value);
+        if (count.name == "index_written_bytes_total")
+          bytes.second = static_cast<uint64_t>(count.value);
       }
       return bytes;
     };
@@ -216,14 +230,17 @@ absl::StatusOr<AmplificationResult> MeasureAmplification(const StoreBenchOptions
     TK_ASSIGN_OR_RETURN(const auto before, written());
     options.progress("append", 1, 2);
     TK_RETURN_IF_ERROR(
-        SaveContext(*kv, {"s", first.generation, layout, 4, TokensOf(1, kBefore + kNew)}, source).status());
+        SaveContext(*kv, {"s", first.generation, layout, 4, TokensOf(1, kBefore + kNew)}, source)
+            .status());
     TK_ASSIGN_OR_RETURN(const auto after, written());
     result.new_kv_bytes = kNew * BytesPerToken(model);
     result.device_bytes = after.first - before.first;
     result.index_bytes = after.second - before.second;
     result.append_write_amplification =
-        static_cast<double>(result.device_bytes + result.index_bytes) / static_cast<double>(result.new_kv_bytes);
-    result.bound = static_cast<double>(kNew + kBefore % kDefaultChunkTokens) / static_cast<double>(kNew);
+        static_cast<double>(result.device_bytes + result.index_bytes) /
+        static_cast<double>(result.new_kv_bytes);
+    result.bound =
+        static_cast<double>(kNew + kBefore % kDefaultChunkTokens) / static_cast<double>(kNew);
   }
   TK_RETURN_IF_ERROR(store->Close(absl::Minutes(1)));
   store.reset();

@@ -7,14 +7,22 @@ namespace turnkeep {
 
 std::string_view NameOf(MissingReason reason) {
   switch (reason) {
-    case MissingReason::kNeverSaved: return "never saved";
-    case MissingReason::kEvictedForRoom: return "evicted to make room";
-    case MissingReason::kEvictedNoDiskTier: return "evicted from host memory; there is no disk tier";
-    case MissingReason::kEvictedDiskFull: return "evicted from host memory; the disk tier had no room";
-    case MissingReason::kDiskWriteFailed: return "evicted from host memory; writing it to disk failed";
-    case MissingReason::kDigestFailed: return "dropped: its digest did not match";
-    case MissingReason::kReadFailed: return "dropped: it could not be read from disk";
-    case MissingReason::kNotOnDiskAtRestart: return "was not on disk when the store was last closed or killed";
+    case MissingReason::kNeverSaved:
+      return "never saved";
+    case MissingReason::kEvictedForRoom:
+      return "evicted to make room";
+    case MissingReason::kEvictedNoDiskTier:
+      return "evicted from host memory; there is no disk tier";
+    case MissingReason::kEvictedDiskFull:
+      return "evicted from host memory; the disk tier had no room";
+    case MissingReason::kDiskWriteFailed:
+      return "evicted from host memory; writing it to disk failed";
+    case MissingReason::kDigestFailed:
+      return "dropped: its digest did not match";
+    case MissingReason::kReadFailed:
+      return "dropped: it could not be read from disk";
+    case MissingReason::kNotOnDiskAtRestart:
+      return "was not on disk when the store was last closed or killed";
   }
   return "unknown";
 }

@@ -25,9 +25,9 @@ namespace turnkeep {
 // Why no tier holds a chunk's KV.
 enum class MissingReason : uint8_t {
   kNeverSaved = 0,
-  kEvictedForRoom,      // left the last tier so that others fit
-  kEvictedNoDiskTier,   // left host memory, and there is no disk tier
-  kEvictedDiskFull,     // left host memory, and the disk tier could not take it
+  kEvictedForRoom,     // left the last tier so that others fit
+  kEvictedNoDiskTier,  // left host memory, and there is no disk tier
+  kEvictedDiskFull,    // left host memory, and the disk tier could not take it
   kDiskWriteFailed,
   kDigestFailed,
   kReadFailed,
@@ -37,10 +37,10 @@ std::string_view NameOf(MissingReason reason);  // a phrase for people
 
 struct ChunkEntry {
   ChunkId id;
-  Digest root;             // of the header of both copies
-  uint64_t epoch = 0;      // of both copies
-  SlotRef host;            // null: not in the host tier
-  ExtentRef disk;          // null: not on disk
+  Digest root;         // of the header of both copies
+  uint64_t epoch = 0;  // of both copies
+  SlotRef host;        // null: not in the host tier
+  ExtentRef disk;      // null: not on disk
   ChunkIndex parent = kNoChunk;
   ChunkIndex first_child = kNoChunk;
   ChunkIndex next_sibling = kNoChunk;
@@ -56,7 +56,7 @@ struct ChunkEntry {
   uint16_t layout = 0;
   uint16_t tenant = 0;
   MissingReason missing_reason = MissingReason::kNeverSaved;
-  uint16_t host_pins = 0;  // restores that read the host copy
+  uint16_t host_pins = 0;         // restores that read the host copy
   bool host_damaged : 1 = false;  // not given to anybody any more; freed with its last pin
   bool loading : 1 = false;       // being read from disk into the host tier
   bool hashed : 1 = false;        // identity from an engine's block hash

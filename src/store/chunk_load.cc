@@ -23,7 +23,8 @@ constexpr uint64_t kMinReadBytes = 512 * kKiB;
 
 }  // namespace
 
-std::vector<ChunkLoad::Read> ChunkLoad::PlanReads(const ChunkGeometry& full, const ChunkGeometry& geometry) {
+std::vector<ChunkLoad::Read> ChunkLoad::PlanReads(const ChunkGeometry& full,
+                                                  const ChunkGeometry& geometry) {
   const auto layers = static_cast<uint32_t>(geometry.page_bytes.size());
   if (!full.pages_readable_alone || !geometry.pages_readable_alone) {
     return {{.offset = 0, .bytes = geometry.image_bytes, .first_layer = 0, .end_layer = layers}};
@@ -35,7 +36,8 @@ std::vector<ChunkLoad::Read> ChunkLoad::PlanReads(const ChunkGeometry& full, con
     while (end < layers && bytes < kMinReadBytes) bytes += full.page_bytes[end++];
     const uint64_t begin = first == 0 ? 0 : geometry.page_offset[first];
     const uint64_t stop = end == layers ? geometry.image_bytes : geometry.page_offset[end];
-    reads.push_back({.offset = begin, .bytes = stop - begin, .first_layer = first, .end_layer = end});
+    reads.push_back(
+        {.offset = begin, .bytes = stop - begin, .first_layer = first, .end_layer = end});
     first = end;
   }
   return reads;
@@ -123,15 +125,16 @@ void StoreImpl::PumpReads(const std::shared_ptr<RestoreJob>& job) {
         job->next_load = 0;
         ++job->next_read;
       }
-      const bool more = std::any_of(job->own_loads.begin(), job->own_loads.end(), [&](const auto& load) {
-        return job->next_read < load->reads.size();
-      });
+      const bool more =
+          std::any_of(job->own_loads.begin(), job->own_loads.end(),
+                      [&](const auto& load) { return job->next_read < load->reads.size(); });
       if (!more) {
         job->own_loads.clear();
         break;
       }
       const std::shared_ptr<ChunkLoad>& load = job->own_loads[job->next_load++];
-      if (job->next_read >= load->reads.size() || !load->failure.empty() || load->waiters.empty()) continue;
+      if (job->next_read >= load->reads.size() || !load->failure.empty() || load->waiters.empty())
+        continue;
       ++load->in_flight;
       ++job->reads_in_flight;
       batch.push_back(MakeRead(job, load, job->next_read));
@@ -140,8 +143,8 @@ void StoreImpl::PumpReads(const std::shared_ptr<RestoreJob>& job) {
   SubmitReads(std::move(batch));
 }
 
-ExtentRead StoreImpl::MakeRead(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
-                               size_t index) {
+ExtentRead StoreImpl::MakeRead(const std::shared_ptr<RestoreJob>& job,
+                               const std::shared_ptr<ChunkLoad>& load, size_t index) {
   const ChunkLoad::Read& read = load->reads[index];
   return {.ref = load->extent,
           .offset = read.offset,
@@ -172,13 +175,14 @@ absl::Status StoreImpl::VerifyReads(ChunkLoad& load, size_t index, uint32_t* lay
   while (load.verified_reads < load.reads.size() && load.read_done[load.verified_reads]) {
     const ChunkLoad::Read& read = load.reads[load.verified_reads];
     if (!load.header.has_value()) {
-      absl::StatusOr<ChunkHeader> header =
-          DecodeChunkHeader(load.target.memory, load.target.id, load.target.epoch, load.target.root);
+      absl::StatusOr<ChunkHeader> header = DecodeChunkHeader(load.target.memory, load.target.id,
+                                                             load.target.epoch, load.target.root);
       if (!header.ok()) status = header.status();
       if (header.ok()) load.header = std::move(*header);
     }
     for (uint32_t layer = read.first_layer; status.ok() && layer < read.end_layer; ++layer) {
-      status = VerifyPage(load.target.memory, load.layout->Geometry(load.target.token_count), *load.header, layer);
+      status = VerifyPage(load.target.memory, load.layout->Geometry(load.target.token_count),
+                          *load.header, layer);
     }
     if (!status.ok()) {
       load.read_done[load.verified_reads] = false;
@@ -190,8 +194,9 @@ absl::Status StoreImpl::VerifyReads(ChunkLoad& load, size_t index, uint32_t* lay
   return status;
 }
 
-void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
-                          size_t index, absl::Status status) {
+void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job,
+                          const std::shared_ptr<ChunkLoad>& load, size_t index,
+                          absl::Status status) {
   uint32_t layers_ready = 0;
   size_t damaged_read = index;
   if (status.ok()) {
@@ -230,19 +235,22 @@ void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job, const std::sha
 void StoreImpl::CountRead(RestoreJob* job, uint64_t bytes) {
   job->read_bytes += bytes;
   if (job->read_bytes < job->disk_bytes) return;
-  const double seconds = static_cast<double>(std::max<int64_t>(1, state_.NowNs() - job->begun_ns)) * 1e-9;
+  const double seconds =
+      static_cast<double>(std::max<int64_t>(1, state_.NowNs() - job->begun_ns)) * 1e-9;
   const double rate = static_cast<double>(job->read_bytes) / seconds;
   disk_bandwidth_ = disk_bandwidth_ == 0 ? rate : 0.8 * disk_bandwidth_ + 0.2 * rate;
 }
 
 void StoreImpl::AdvanceLoad(const std::shared_ptr<ChunkLoad>& load, uint32_t layers_ready,
-                            const absl::Status& status, std::vector<std::shared_ptr<RestoreJob>>* to_tell) {
+                            const absl::Status& status,
+                            std::vector<std::shared_ptr<RestoreJob>>* to_tell) {
   for (const ChunkLoad::Waiter& waiter : load->waiters) to_tell->push_back(waiter.job);
   if (!status.ok() && load->failure.empty()) {
     load->failure = MessageOf(status);
     const bool passing = absl::IsResourceExhausted(status) || state_.closing;
     load->lost = !passing;
-    load->lost_reason = absl::IsDataLoss(status) ? MissingReason::kDigestFailed : MissingReason::kReadFailed;
+    load->lost_reason =
+        absl::IsDataLoss(status) ? MissingReason::kDigestFailed : MissingReason::kReadFailed;
     const std::vector<ChunkLoad::Waiter> waiters = load->waiters;
     for (const ChunkLoad::Waiter& waiter : waiters) {
       waiter.job->CutAt(waiter.job->spans[waiter.span].token_begin,

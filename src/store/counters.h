@@ -16,14 +16,14 @@ struct Counters {
   uint64_t saved_bytes = 0;
 
   uint64_t restores = 0;
-  uint64_t restores_missed = 0;       // nothing found
-  uint64_t restores_partial = 0;      // a shorter prefix than asked for
-  uint64_t restores_cut_late = 0;     // by a deadline
+  uint64_t restores_missed = 0;    // nothing found
+  uint64_t restores_partial = 0;   // a shorter prefix than asked for
+  uint64_t restores_cut_late = 0;  // by a deadline
   uint64_t asked_tokens = 0;
   std::array<uint64_t, 3> restored_tokens{};  // by Tier
   std::array<uint64_t, 3> restored_chunks{};
 
-  uint64_t host_evictions = 0;      // host copies dropped while a disk copy remained
+  uint64_t host_evictions = 0;       // host copies dropped while a disk copy remained
   uint64_t host_evictions_lost = 0;  // … and none remained
   uint64_t disk_evictions = 0;
   uint64_t evicted_for_space = 0;

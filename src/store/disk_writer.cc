@@ -216,8 +216,9 @@ void DiskWriter::ApplyRemovals(std::vector<DiskRemoval> removals, bool wait) {
 }
 
 absl::Status DiskWriter::Verify(const Job& job) {
-  TK_ASSIGN_OR_RETURN(const ChunkHeader header,
-                      DecodeChunkHeader(job.image, job.record.id, job.record.epoch, job.record.root));
+  TK_ASSIGN_OR_RETURN(
+      const ChunkHeader header,
+      DecodeChunkHeader(job.image, job.record.id, job.record.epoch, job.record.root));
   const ChunkGeometry& geometry = job.layout->Geometry(job.record.token_count);
   for (uint32_t layer = 0; layer < job.layout->layout.layers.size(); ++layer) {
     TK_RETURN_IF_ERROR(VerifyPage(job.image, geometry, header, layer));
@@ -319,7 +320,8 @@ void DiskWriter::SyncAndIndex(Jobs jobs) {
     }
     Finish(*good);
   };
-  if (const absl::Status status = state_->disk.extents->Sync(files, synced); !status.ok()) synced(status);
+  if (const absl::Status status = state_->disk.extents->Sync(files, synced); !status.ok())
+    synced(status);
 }
 
 void DiskWriter::PutRecords(std::shared_ptr<Jobs> jobs) {
@@ -333,7 +335,8 @@ void DiskWriter::PutRecords(std::shared_ptr<Jobs> jobs) {
     Finish(*jobs);
   };
   // The session's record, which follows, carries the sync for both.
-  const absl::Status accepted = state_->disk.index->Apply(std::move(batch), SyncMode::kNoSync, done);
+  const absl::Status accepted =
+      state_->disk.index->Apply(std::move(batch), SyncMode::kNoSync, done);
   if (!accepted.ok()) done(accepted);
 }
 
@@ -369,7 +372,8 @@ void DiskWriter::FinishOne(Job& job) {
       const bool refused = absl::IsResourceExhausted(job.status);
       ++(refused ? state_->counters.disk_writes_refused : state_->counters.disk_write_errors);
       state_->Warn("disk: " + MessageOf(job.status));
-      spdlog::warn("chunk {}: not written to disk: {}", job.record.id.ShortHex(), MessageOf(job.status));
+      spdlog::warn("chunk {}: not written to disk: {}", job.record.id.ShortHex(),
+                   MessageOf(job.status));
     }
     state_->Notify(Kind::kDiskWriteFailed, job.chunk);
     state_->SettleDamagedHost(job.chunk);

@@ -58,7 +58,8 @@ class EmbeddedSave : public SaveTicket {
 
   absl::Status FinishLayer(uint32_t layer) override {
     const size_t layers = operation_->layout().layers.size();
-    if (layer >= layers) return InvalidArgument("finish layer {}: the layout has {}", layer, layers);
+    if (layer >= layers)
+      return InvalidArgument("finish layer {}: the layout has {}", layer, layers);
     const auto slots = operation_->slots();
     for (size_t i = 0; i < slots.size(); ++i) {
       SealPage(slots[i].memory, geometries_[i], slots[i].id, slots[i].epoch, layer);
@@ -71,7 +72,8 @@ class EmbeddedSave : public SaveTicket {
   absl::StatusOr<CommitResult> Commit(absl::Duration deadline) override {
     {
       absl::MutexLock lock(&mu_);
-      if (std::exchange(committed_, true)) return FailedPrecondition("commit: the ticket was committed before");
+      if (std::exchange(committed_, true))
+        return FailedPrecondition("commit: the ticket was committed before");
       const auto missing = std::find(finished_.begin(), finished_.end(), false);
       if (missing != finished_.end() && !operation_->chunks().empty()) {
         committed_ = false;
@@ -79,10 +81,12 @@ class EmbeddedSave : public SaveTicket {
       }
     }
     auto result = std::make_shared<Waitable<absl::StatusOr<CommitResult>>>();
-    operation_->Commit([result](absl::StatusOr<CommitResult> done) { result->Set(std::move(done)); });
+    operation_->Commit(
+        [result](absl::StatusOr<CommitResult> done) { result->Set(std::move(done)); });
     auto done = result->Wait(After(deadline));
     if (!done.has_value()) {
-      return DeadlineExceeded("commit: not on disk after {}; it may still become so", absl::FormatDuration(deadline));
+      return DeadlineExceeded("commit: not on disk after {}; it may still become so",
+                              absl::FormatDuration(deadline));
     }
     return *std::move(done);
   }
@@ -122,7 +126,8 @@ class EmbeddedRestore : public RestoreTicket {
 
   absl::StatusOr<uint64_t> WaitLayer(uint32_t layer, absl::Duration deadline) override {
     if (layer >= operation_->layout().layers.size()) {
-      return InvalidArgument("wait for layer {}: the layout has {}", layer, operation_->layout().layers.size());
+      return InvalidArgument("wait for layer {}: the layout has {}", layer,
+                             operation_->layout().layers.size());
     }
     bool arrived = false;
     {
@@ -130,7 +135,8 @@ class EmbeddedRestore : public RestoreTicket {
       const auto ready = [this, layer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared_->mu) {
         return shared_->progress.layers_ready > layer || shared_->progress.valid_tokens == 0;
       };
-      arrived = shared_->mu.AwaitWithDeadline(absl::Condition(&ready), std::min(After(deadline), deadline_));
+      arrived = shared_->mu.AwaitWithDeadline(absl::Condition(&ready),
+                                              std::min(After(deadline), deadline_));
     }
     if (!arrived) operation_->CutAtLayer(layer);
     return token_count();
@@ -138,8 +144,8 @@ class EmbeddedRestore : public RestoreTicket {
 
   absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override {
     TK_ASSIGN_OR_RETURN(const ChunkHeader* header, VerifiedHeader(span, layer));
-    const absl::Status status =
-        turnkeep::ReadPage(operation_->slots()[span].memory, geometries_[span], *header, layer, destination);
+    const absl::Status status = turnkeep::ReadPage(operation_->slots()[span].memory,
+                                                   geometries_[span], *header, layer, destination);
     if (absl::IsDataLoss(status)) operation_->ReportDamage(span, layer);
     return status;
   }
@@ -170,15 +176,15 @@ class EmbeddedRestore : public RestoreTicket {
 
   absl::StatusOr<const ChunkHeader*> VerifiedHeader(size_t span, uint32_t layer) {
     if (span >= geometries_.size() || layer >= operation_->layout().layers.size()) {
-      return InvalidArgument("read page: span {} of {}, layer {} of {}", span, geometries_.size(), layer,
-                             operation_->layout().layers.size());
+      return InvalidArgument("read page: span {} of {}, layer {} of {}", span, geometries_.size(),
+                             layer, operation_->layout().layers.size());
     }
     const RestoredSpan& where = operation_->spans()[span];
     {
       absl::MutexLock lock(&shared_->mu);
       if (where.token_begin >= shared_->progress.valid_tokens) {
-        return NotFound("read page: tokens from {} on are a miss: {}", shared_->progress.valid_tokens,
-                        shared_->progress.miss_reason);
+        return NotFound("read page: tokens from {} on are a miss: {}",
+                        shared_->progress.valid_tokens, shared_->progress.miss_reason);
       }
       if (layer >= shared_->progress.layers_ready) {
         return FailedPrecondition("read page: layer {} was not waited for", layer);
@@ -187,7 +193,8 @@ class EmbeddedRestore : public RestoreTicket {
     absl::MutexLock lock(&headers_mu_);
     if (headers_[span] != nullptr) return headers_[span].get();
     const ChunkSlot& slot = operation_->slots()[span];
-    absl::StatusOr<ChunkHeader> header = DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
+    absl::StatusOr<ChunkHeader> header =
+        DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
     if (!header.ok()) {
       operation_->ReportDamage(span, kHeaderLayer);
       return header.status();
@@ -220,7 +227,8 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<std::unique_ptr<SaveTicket>> BeginImport(const ImportRequest& request) override {
     return WaitForSave([&](auto done) { store_->BeginImport(tenant_, request, std::move(done)); });
   }
-  absl::StatusOr<std::unique_ptr<RestoreTicket>> BeginRestore(const RestoreRequest& request) override {
+  absl::StatusOr<std::unique_ptr<RestoreTicket>> BeginRestore(
+      const RestoreRequest& request) override {
     const absl::Time deadline = After(request.deadline);
     TK_ASSIGN_OR_RETURN(auto operation, store_->BeginRestore(tenant_, request));
     return std::make_unique<EmbeddedRestore>(std::move(operation), deadline);
@@ -231,10 +239,13 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<SessionInfo> TruncateSession(const TruncateRequest& request) override {
     return store_->TruncateSession(tenant_, request);
   }
-  absl::StatusOr<SessionInfo> RenameSession(const std::string& from, const std::string& to) override {
+  absl::StatusOr<SessionInfo> RenameSession(const std::string& from,
+                                            const std::string& to) override {
     return store_->RenameSession(tenant_, from, to);
   }
-  absl::Status DropSession(const std::string& name) override { return store_->DropSession(tenant_, name); }
+  absl::Status DropSession(const std::string& name) override {
+    return store_->DropSession(tenant_, name);
+  }
   absl::StatusOr<SessionInfo> PinSession(const std::string& name) override {
     return store_->SetPinned(tenant_, name, true);
   }
@@ -259,8 +270,9 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<std::vector<TreeNode>> Tree(const TreeRequest& request) override {
     return store_->Tree(tenant_, request);
   }
-  absl::StatusOr<VerifyReport> Verify(const VerifyRequest& request,
-                                      const std::function<void(uint64_t, uint64_t)>& progress) override {
+  absl::StatusOr<VerifyReport> Verify(
+      const VerifyRequest& request,
+      const std::function<void(uint64_t, uint64_t)>& progress) override {
     return store_->Verify(tenant_, request, progress);
   }
   absl::StatusOr<StoreStatus> Status() override { return store_->GetStatus(); }

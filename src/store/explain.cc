@@ -18,30 +18,38 @@ void AddPart(Explanation* out, uint64_t tokens, Tier tier, const std::string& re
     out->parts.back().token_count += tokens;
     return;
   }
-  const uint64_t begin = out->parts.empty() ? 0 : out->parts.back().token_begin + out->parts.back().token_count;
-  out->parts.push_back({.token_begin = begin, .token_count = tokens, .tier = tier, .reason = reason});
+  const uint64_t begin =
+      out->parts.empty() ? 0 : out->parts.back().token_begin + out->parts.back().token_count;
+  out->parts.push_back(
+      {.token_begin = begin, .token_count = tokens, .tier = tier, .reason = reason});
 }
 
 }  // namespace
 
 std::string StoreImpl::WhyMissing(const ChunkEntry& entry) const {
-  if (entry.host_damaged && !entry.disk.IsNull()) return "its damaged host copy is still in use by a restore";
-  if (entry.missing_reason == MissingReason::kNeverSaved) return std::string(NameOf(entry.missing_reason));
+  if (entry.host_damaged && !entry.disk.IsNull())
+    return "its damaged host copy is still in use by a restore";
+  if (entry.missing_reason == MissingReason::kNeverSaved)
+    return std::string(NameOf(entry.missing_reason));
   return fmt::format("{} (policy {}, {})", NameOf(entry.missing_reason), state_.options.policy,
                      UnixTimeText(entry.missing_since_unix_s));
 }
 
-void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out) {
+void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout,
+                             Explanation* out) {
   bool restorable = true;
   for (const Span& span : spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
-    const Tier tier = entry.InHost() ? Tier::kHost : !entry.disk.IsNull() && entry.host.is_null() ? Tier::kDisk : Tier::kNone;
+    const Tier tier = entry.InHost()                                 ? Tier::kHost
+                      : !entry.disk.IsNull() && entry.host.is_null() ? Tier::kDisk
+                                                                     : Tier::kNone;
     if (tier == Tier::kNone) {
       restorable = false;
       AddPart(out, span.count, tier, WhyMissing(entry));
       continue;
     }
-    AddPart(out, span.count, tier, restorable ? "" : "stored, but of no use while tokens before it are missing");
+    AddPart(out, span.count, tier,
+            restorable ? "" : "stored, but of no use while tokens before it are missing");
     if (!restorable) continue;
     out->restorable_tokens += span.count;
     const uint64_t bytes = layout.Geometry(entry.token_count).payload_bytes;
@@ -49,8 +57,9 @@ void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& l
   }
 }
 
-void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout, const Prompt& prompt,
-                                  const PromptMatch& match, Explanation* out) {
+void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout,
+                                  const Prompt& prompt, const PromptMatch& match,
+                                  Explanation* out) {
   const uint64_t left = prompt.token_count() - match.token_count;
   if (left == 0) return;
   // The chunk that would come next: was it there once?
@@ -60,7 +69,8 @@ void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout
   const auto id = matcher.IdAt(parent, match.token_count, count);
   const Forgotten* forgotten = id.has_value() ? state_.FindForgotten(*id) : nullptr;
   if (forgotten != nullptr && (!id.has_value() || state_.catalog.Find(*id) == kNoChunk)) {
-    AddPart(out, left, Tier::kNone, fmt::format("{} ({})", forgotten->reason, UnixTimeText(forgotten->unix_s)));
+    AddPart(out, left, Tier::kNone,
+            fmt::format("{} ({})", forgotten->reason, UnixTimeText(forgotten->unix_s)));
     return;
   }
   AddPart(out, left, Tier::kNone, match.stop_reason.empty() ? "never saved" : match.stop_reason);
@@ -68,25 +78,29 @@ void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout
   for (const auto& other : state_.registry.layouts()) {
     if (!other || other.get() == &layout || prompt.hashed()) continue;
     const HeaderTokens none;
-    const PromptMatch there = PromptMatcher(&state_, &tenant, other.get(), prompt, &none).DownTree();
+    const PromptMatch there =
+        PromptMatcher(&state_, &tenant, other.get(), prompt, &none).DownTree();
     if (there.token_count <= match.token_count) continue;
     const auto differences = DiffLayouts(layout.layout, other->layout, 4);
     std::string fields;
     for (const LayoutDifference& d : differences) {
-      fields += fmt::format("{}{} ({} asked for, {} stored)", fields.empty() ? "" : ", ", d.field, d.left, d.right);
+      fields += fmt::format("{}{} ({} asked for, {} stored)", fields.empty() ? "" : ", ", d.field,
+                            d.left, d.right);
     }
     out->notes.push_back(fmt::format("{} tokens are stored under layout {}, which differs in {}",
                                      there.token_count, other->fingerprint.ShortHex(), fields));
   }
 }
 
-absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number, const ExplainRequest& request) {
+absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number,
+                                               const ExplainRequest& request) {
   absl::MutexLock lock(&state_.mu);
   TK_RETURN_IF_ERROR(CheckOpen());
   ExpireSessions();
   TK_ASSIGN_OR_RETURN(const Tenant* tenant, TenantOf(tenant_number));
   const bool by_prompt = request.prompt.token_count() > 0;
-  if (request.session.empty() && !by_prompt) return InvalidArgument("explain: neither session nor prompt is given");
+  if (request.session.empty() && !by_prompt)
+    return InvalidArgument("explain: neither session nor prompt is given");
   Explanation out;
   const LayoutInfo* layout = nullptr;
   if (!request.layout.IsZero()) {
@@ -98,8 +112,9 @@ absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number, const
     if (layout == nullptr) layout = stored;
     if (layout != stored) {
       for (const LayoutDifference& d : DiffLayouts(layout->layout, stored->layout)) {
-        out.notes.push_back(fmt::format("the session was saved under another layout: {} is {} here and {} there",
-                                        d.field, d.left, d.right));
+        out.notes.push_back(
+            fmt::format("the session was saved under another layout: {} is {} here and {} there",
+                        d.field, d.left, d.right));
       }
       out.token_count = by_prompt ? request.prompt.token_count() : session->token_count;
       AddPart(&out, out.token_count, Tier::kNone, "saved under another layout");
@@ -110,44 +125,61 @@ absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number, const
       ExplainSpans(session->spans, *layout, &out);
     }
   }
-  if (by_prompt) {
-    // Without a layout, the one under which most of the prompt is stored.
-    PromptMatch match;
-    for (const auto& candidate : state_.registry.layouts()) {
-      if (!candidate || (layout != nullptr && candidate.get() != layout)) continue;
-      if (!CheckPrompt(request.prompt, candidate->layout).ok() && layout == nullptr) continue;
-      TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, candidate->layout));
-      PromptMatch found = MatchWithHeaders([&](const HeaderTokens& headers) {
-        state_.mu.AssertHeld();
-        PromptMatcher matcher(&state_, tenant, candidate.get(), request.prompt, &headers);
-        const Session* session = request.session.empty()
-                                     ? nullptr
-                                     : state_.sessions.Find(tenant->number, request.session);
-        return session != nullptr ? matcher.AlongSession(*session) : matcher.DownTree();
-      });
-      if (layout == nullptr || found.token_count >= match.token_count) {
-        match = std::move(found);
-        layout = candidate.get();
-        if (!request.layout.IsZero() || !request.session.empty()) break;
-      }
+  if (by_prompt) TK_RETURN_IF_ERROR(ExplainPrompt(*tenant, request, layout, &out));
+  Predict(&out);
+  return out;
+}
+
+// With `layout` null: under the layout that has most of the prompt.
+absl::Status StoreImpl::ExplainPrompt(const Tenant& tenant, const ExplainRequest& request,
+                                      const LayoutInfo* layout, Explanation* out) {
+  std::vector<const LayoutInfo*> candidates = {layout};
+  if (layout == nullptr) {
+    candidates.clear();
+    for (const auto& known : state_.registry.layouts()) {
+      if (known && CheckPrompt(request.prompt, known->layout).ok())
+        candidates.push_back(known.get());
     }
-    out.token_count = request.prompt.token_count();
-    if (layout == nullptr) {
-      AddPart(&out, out.token_count, Tier::kNone, "no layout is registered, so nothing was ever saved");
-      return out;
-    }
-    ExplainSpans(match.spans, *layout, &out);
-    ExplainNeverSaved(*tenant, *layout, request.prompt, match, &out);
   }
+  out->token_count = request.prompt.token_count();
+  if (candidates.empty()) {
+    AddPart(out, out->token_count, Tier::kNone,
+            "no layout is registered, so nothing was ever saved");
+    return absl::OkStatus();
+  }
+  PromptMatch best;
+  const LayoutInfo* best_layout = nullptr;
+  for (const LayoutInfo* candidate : candidates) {
+    TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, candidate->layout));
+    PromptMatch found = MatchWithHeaders([&](const HeaderTokens& headers) {
+      state_.mu.AssertHeld();
+      PromptMatcher matcher(&state_, &tenant, candidate, request.prompt, &headers);
+      const Session* session =
+          request.session.empty() ? nullptr : state_.sessions.Find(tenant.number, request.session);
+      return session != nullptr ? matcher.AlongSession(*session) : matcher.DownTree();
+    });
+    if (best_layout == nullptr || found.token_count > best.token_count) {
+      best = std::move(found);
+      best_layout = candidate;
+    }
+  }
+  ExplainSpans(best.spans, *best_layout, out);
+  ExplainNeverSaved(tenant, *best_layout, request.prompt, best, out);
+  return absl::OkStatus();
+}
+
+void StoreImpl::Predict(Explanation* out) const {
   if (host_bandwidth_ > 0) {
-    out.predicted_us += 1e6 * static_cast<double>(out.host_bytes + out.disk_bytes) / host_bandwidth_;
+    out->predicted_us +=
+        1e6 * static_cast<double>(out->host_bytes + out->disk_bytes) / host_bandwidth_;
   }
   if (disk_bandwidth_ > 0) {
-    out.predicted_us = std::max(out.predicted_us, 1e6 * static_cast<double>(out.disk_bytes) / disk_bandwidth_);
-  } else if (out.disk_bytes > 0) {
-    out.notes.push_back("the disk's bandwidth has not been measured yet: the time is for the copy alone");
+    out->predicted_us =
+        std::max(out->predicted_us, 1e6 * static_cast<double>(out->disk_bytes) / disk_bandwidth_);
+  } else if (out->disk_bytes > 0) {
+    out->notes.push_back(
+        "the disk's bandwidth has not been measured yet: the time is for the copy alone");
   }
-  return out;
 }
 
 // ---- tree ------------------------------------------------------------------------
@@ -175,7 +207,8 @@ void StoreImpl::AddRun(ChunkIndex first, uint32_t depth, uint64_t token_begin, c
       }
     }
     const ChunkIndex child = entry.first_child;
-    const bool goes_on = child != kNoChunk && state_.catalog[child].next_sibling == kNoChunk && ending == ends.end() &&
+    const bool goes_on = child != kNoChunk && state_.catalog[child].next_sibling == kNoChunk &&
+                         ending == ends.end() &&
                          state_.catalog[child].session_refs == entry.session_refs;
     if (!goes_on) break;
     chunk = child;
@@ -187,7 +220,8 @@ void StoreImpl::AddRun(ChunkIndex first, uint32_t depth, uint64_t token_begin, c
   out->push_back(std::move(node));
 }
 
-absl::StatusOr<std::vector<TreeNode>> StoreImpl::Tree(TenantNumber tenant_number, const TreeRequest& request) {
+absl::StatusOr<std::vector<TreeNode>> StoreImpl::Tree(TenantNumber tenant_number,
+                                                      const TreeRequest& request) {
   if (request.max_nodes == 0) return InvalidArgument("tree: max_nodes is 0");
   absl::MutexLock lock(&state_.mu);
   TK_RETURN_IF_ERROR(CheckOpen());
@@ -206,7 +240,8 @@ absl::StatusOr<std::vector<TreeNode>> StoreImpl::Tree(TenantNumber tenant_number
       pending.push_back({i, 0, 0});
       continue;
     }
-    for (ChunkIndex child = entry.first_child; child != kNoChunk; child = state_.catalog[child].next_sibling) {
+    for (ChunkIndex child = entry.first_child; child != kNoChunk;
+         child = state_.catalog[child].next_sibling) {
       pending.push_back({child, 0, 0});
     }
   }

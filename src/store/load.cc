@@ -28,18 +28,20 @@ void IndexLoader::OnLayout(const LayoutRecord& record) {
 void IndexLoader::OnChunk(const ChunkRecord& record) {
   state_->mu.AssertHeld();
   const LayoutInfo* layout = state_->registry.LayoutAt(record.layout);
-  const bool fits = layout != nullptr && state_->registry.TenantAt(record.tenant) != nullptr &&
-                    record.token_count >= 1 && record.token_count <= layout->layout.chunk_tokens &&
-                    layout->Geometry(record.token_count).slot_bytes == record.slot_blocks * kBlockBytes;
+  const bool fits =
+      layout != nullptr && state_->registry.TenantAt(record.tenant) != nullptr &&
+      record.token_count >= 1 && record.token_count <= layout->layout.chunk_tokens &&
+      layout->Geometry(record.token_count).slot_bytes == record.slot_blocks * kBlockBytes;
   if (!fits) {
     OnDamaged({.family = IndexFamily::kChunks, .reason = "chunk record does not fit its layout"});
     // Its slot is claimed; give it up like any other copy.
     state_->removals.push_back({.id = record.id, .extent = record.extent});
     return;
   }
-  const ChunkIndex parent = state_->catalog.FindOrCreate(record.parent, kNoChunk, record.tenant, record.layout, 0);
-  const ChunkIndex chunk =
-      state_->catalog.FindOrCreate(record.id, parent, record.tenant, record.layout, record.token_count);
+  const ChunkIndex parent =
+      state_->catalog.FindOrCreate(record.parent, kNoChunk, record.tenant, record.layout, 0);
+  const ChunkIndex chunk = state_->catalog.FindOrCreate(record.id, parent, record.tenant,
+                                                        record.layout, record.token_count);
   ChunkEntry& entry = state_->catalog[chunk];
   entry.root = record.root;
   entry.epoch = record.epoch;
@@ -52,9 +54,12 @@ void IndexLoader::OnChunk(const ChunkRecord& record) {
 
 void IndexLoader::OnSession(const SessionRecord& record) {
   state_->mu.AssertHeld();
-  if (state_->registry.TenantAt(record.tenant) == nullptr || state_->registry.LayoutAt(record.layout) == nullptr ||
+  if (state_->registry.TenantAt(record.tenant) == nullptr ||
+      state_->registry.LayoutAt(record.layout) == nullptr ||
       state_->sessions.Find(record.tenant, record.name) != nullptr) {
-    OnDamaged({.family = IndexFamily::kSessions, .key = record.name, .reason = "names no known tenant or layout, or a name twice"});
+    OnDamaged({.family = IndexFamily::kSessions,
+               .key = record.name,
+               .reason = "names no known tenant or layout, or a name twice"});
     return;
   }
   Session* session = state_->sessions.Create(record.tenant, record.name, record.number);
@@ -62,8 +67,9 @@ void IndexLoader::OnSession(const SessionRecord& record) {
   session->layout = record.layout;
   session->created_unix_s = record.created_unix_s;
   session->last_used_unix_s = record.last_used_unix_s;
-  session->ttl_s =
-      record.expires_unix_s == 0 ? 0 : std::max<int64_t>(1, record.expires_unix_s - record.last_used_unix_s);
+  session->ttl_s = record.expires_unix_s == 0
+                       ? 0
+                       : std::max<int64_t>(1, record.expires_unix_s - record.last_used_unix_s);
   session->pinned = record.pinned;
   session->persisted_span_blocks = record.span_blocks;
   state_->sessions.UpdateExpiry(session);
@@ -77,7 +83,8 @@ void IndexLoader::OnSpanBlock(const SpanBlock& block) {
   if (session->spans.size() != size_t{block.block_index} * kSlicesPerSpanBlock) return;
   const LayoutInfo& layout = *state_->registry.LayoutAt(session->layout);
   for (const ChunkSlice& slice : block.slices) {
-    if (slice.count == 0 || uint64_t{slice.first} + slice.count > layout.layout.chunk_tokens) return;
+    if (slice.count == 0 || uint64_t{slice.first} + slice.count > layout.layout.chunk_tokens)
+      return;
     ChunkIndex chunk = state_->catalog.Find(slice.chunk);
     if (chunk == kNoChunk) {
       chunk = state_->catalog.FindOrCreate(slice.chunk, kNoChunk, session->tenant, session->layout,

@@ -56,10 +56,10 @@ class SaveOperation {
 };
 
 struct RestoreProgress {
-  uint32_t layers_ready = 0;   // layers [0, layers_ready) of all valid tokens are in the arena
-  uint64_t valid_tokens = 0;   // leading tokens that are, or may still be, restored
-  bool finished = false;       // no layer is awaited any more
-  std::string miss_reason;     // why the rest is a miss
+  uint32_t layers_ready = 0;  // layers [0, layers_ready) of all valid tokens are in the arena
+  uint64_t valid_tokens = 0;  // leading tokens that are, or may still be, restored
+  bool finished = false;      // no layer is awaited any more
+  std::string miss_reason;    // why the rest is a miss
 };
 
 class RestoreOperation {

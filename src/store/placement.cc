@@ -22,7 +22,9 @@ uint64_t Share(uint64_t capacity, double share) {
 
 Placement::Placement(const PlacementOptions& options, std::unique_ptr<EvictionPolicy> host_policy,
                      std::unique_ptr<EvictionPolicy> disk_policy)
-    : options_(options), host_policy_(std::move(host_policy)), disk_policy_(std::move(disk_policy)) {
+    : options_(options),
+      host_policy_(std::move(host_policy)),
+      disk_policy_(std::move(disk_policy)) {
   host_.capacity_bytes = options.host_capacity_bytes;
   disk_.capacity_bytes = options.disk_capacity_bytes;
 }
@@ -41,20 +43,28 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
   switch (event.kind) {
     case Kind::kHostReserved:
       host_.used_bytes += event.bytes;
-      if (host_.used_bytes - host_.leaving_bytes > Share(host_.capacity_bytes, options_.high_watermark)) {
-        ShrinkHost(Share(host_.capacity_bytes, options_.low_watermark), 0, Reason::kWatermark, actions);
+      if (host_.used_bytes - host_.leaving_bytes >
+          Share(host_.capacity_bytes, options_.high_watermark)) {
+        ShrinkHost(Share(host_.capacity_bytes, options_.low_watermark), 0, Reason::kWatermark,
+                   actions);
       }
       break;
     case Kind::kHostUnreserved:
       TK_CHECK(host_.used_bytes >= event.bytes);
       host_.used_bytes -= event.bytes;
       break;
-    case Kind::kHostFilled: HostFilled(event, actions); break;
+    case Kind::kHostFilled:
+      HostFilled(event, actions);
+      break;
     case Kind::kHostLost:
       if (InHost(event.chunk)) DropHost(event.chunk);
       break;
-    case Kind::kDiskWritten: DiskWritten(event, actions); break;
-    case Kind::kDiskWriteFailed: DiskWriteFailed(event, actions); break;
+    case Kind::kDiskWritten:
+      DiskWritten(event, actions);
+      break;
+    case Kind::kDiskWriteFailed:
+      DiskWriteFailed(event, actions);
+      break;
     case Kind::kDiskFound: {
       State& state = At(event.chunk);
       TK_CHECK((state.flags & kOnDisk) == 0);
@@ -78,8 +88,8 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       break;
     }
     case Kind::kDiskSpaceNeeded:
-      ShrinkDisk(disk_.used_bytes - std::min(disk_.used_bytes, event.bytes), event.bytes, Reason::kSpace,
-                 actions);
+      ShrinkDisk(disk_.used_bytes - std::min(disk_.used_bytes, event.bytes), event.bytes,
+                 Reason::kSpace, actions);
       break;
     case Kind::kWriteWanted: {
       const State& state = At(event.chunk);
@@ -88,7 +98,8 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       }
       break;
     }
-    default: HandleCounts(event);
+    default:
+      HandleCounts(event);
   }
 }
 
@@ -104,12 +115,18 @@ void Placement::HandleCounts(const PlacementEvent& event) {
     --count;
   };
   switch (event.kind) {
-    case Kind::kHostPinned: return add(state.host_pins);
-    case Kind::kHostUnpinned: return subtract(state.host_pins);
-    case Kind::kDiskPinned: return add(state.disk_pins);
-    case Kind::kDiskUnpinned: return subtract(state.disk_pins);
-    case Kind::kHeld: return add(state.holds);
-    case Kind::kUnheld: return subtract(state.holds);
+    case Kind::kHostPinned:
+      return add(state.host_pins);
+    case Kind::kHostUnpinned:
+      return subtract(state.host_pins);
+    case Kind::kDiskPinned:
+      return add(state.disk_pins);
+    case Kind::kDiskUnpinned:
+      return subtract(state.disk_pins);
+    case Kind::kHeld:
+      return add(state.holds);
+    case Kind::kUnheld:
+      return subtract(state.holds);
     case Kind::kPinned:
       add(state.pins);
       if (state.pins == 1 && (state.flags & kInHost)) host_.pinned_bytes += BytesOf(event.chunk);
@@ -120,7 +137,8 @@ void Placement::HandleCounts(const PlacementEvent& event) {
       if (state.pins == 0 && (state.flags & kInHost)) host_.pinned_bytes -= BytesOf(event.chunk);
       if (state.pins == 0 && (state.flags & kOnDisk)) disk_.pinned_bytes -= BytesOf(event.chunk);
       return;
-    default: TK_CHECK(false);
+    default:
+      TK_CHECK(false);
   }
 }
 
@@ -154,11 +172,13 @@ void Placement::DiskWritten(const PlacementEvent& event, std::vector<PlacementAc
   disk_policy_->Insert(event.chunk, event.now_ns);
   if (leaving && HostEvictable(event.chunk)) {
     DropHost(event.chunk);
-    actions->push_back({PlacementAction::Kind::kEvictHost, event.chunk, PlacementAction::Reason::kSpace});
+    actions->push_back(
+        {PlacementAction::Kind::kEvictHost, event.chunk, PlacementAction::Reason::kSpace});
   }
 }
 
-void Placement::DiskWriteFailed(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
+void Placement::DiskWriteFailed(const PlacementEvent& event,
+                                std::vector<PlacementAction>* actions) {
   State& state = At(event.chunk);
   TK_CHECK(state.flags & kWriting);
   const bool leaving = (state.flags & kLeaving) != 0;
@@ -208,8 +228,8 @@ ChunkIndex Placement::Victim(EvictionPolicy& policy, uint64_t preferred_bytes,
   return chunk;
 }
 
-void Placement::ShrinkHost(uint64_t target, uint64_t preferred_bytes, PlacementAction::Reason reason,
-                           std::vector<PlacementAction>* actions) {
+void Placement::ShrinkHost(uint64_t target, uint64_t preferred_bytes,
+                           PlacementAction::Reason reason, std::vector<PlacementAction>* actions) {
   while (host_.used_bytes - host_.leaving_bytes > target) {
     const ChunkIndex chunk = Victim(*host_policy_, preferred_bytes, &Placement::HostEvictable);
     if (chunk == kNoChunk) return;
@@ -219,7 +239,8 @@ void Placement::ShrinkHost(uint64_t target, uint64_t preferred_bytes, PlacementA
       host_.leaving_bytes += BytesOf(chunk);
       continue;
     }
-    if (!(state.flags & kOnDisk) && disk_.capacity_bytes > 0 && StartWrite(chunk, true, actions)) continue;
+    if (!(state.flags & kOnDisk) && disk_.capacity_bytes > 0 && StartWrite(chunk, true, actions))
+      continue;
     if (!(state.flags & kOnDisk) && state.holds > 0) {
       host_policy_->Touch(chunk, 0);
       return;
@@ -233,8 +254,8 @@ void Placement::ShrinkHost(uint64_t target, uint64_t preferred_bytes, PlacementA
   }
 }
 
-bool Placement::ShrinkDisk(uint64_t target, uint64_t preferred_bytes, PlacementAction::Reason reason,
-                           std::vector<PlacementAction>* actions) {
+bool Placement::ShrinkDisk(uint64_t target, uint64_t preferred_bytes,
+                           PlacementAction::Reason reason, std::vector<PlacementAction>* actions) {
   while (disk_.used_bytes > target) {
     const ChunkIndex chunk = Victim(*disk_policy_, preferred_bytes, &Placement::DiskEvictable);
     if (chunk == kNoChunk) return false;

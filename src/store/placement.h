@@ -43,11 +43,11 @@ struct PlacementEvent {
     kTouched,          // used by a save or a restore
     kPinned,           // neither copy may go
     kUnpinned,
-    kHostPinned,       // the host copy may not go (a restore, a write)
+    kHostPinned,  // the host copy may not go (a restore, a write)
     kHostUnpinned,
-    kDiskPinned,       // the disk copy may not go (a read)
+    kDiskPinned,  // the disk copy may not go (a read)
     kDiskUnpinned,
-    kHeld,             // the last copy may not go (a running save relies on it)
+    kHeld,  // the last copy may not go (a running save relies on it)
     kUnheld,
     kHostSpaceNeeded,  // a host slot of `bytes` could not be had
     kDiskSpaceNeeded,  // a disk slot of `bytes` could not be had
@@ -81,9 +81,9 @@ class Placement {
 
   struct TierUsage {
     uint64_t capacity_bytes = 0;
-    uint64_t used_bytes = 0;      // copies and reservations
-    uint64_t leaving_bytes = 0;   // host: being written to disk in order to go
-    uint64_t pinned_bytes = 0;    // by kPinned
+    uint64_t used_bytes = 0;     // copies and reservations
+    uint64_t leaving_bytes = 0;  // host: being written to disk in order to go
+    uint64_t pinned_bytes = 0;   // by kPinned
     uint64_t chunk_count = 0;
   };
   const TierUsage& host() const { return host_; }

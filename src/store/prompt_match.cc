@@ -26,9 +26,11 @@ uint32_t OpeningOf(std::span<const uint32_t> tokens) {
   return opening == 0 ? 1 : opening;
 }
 
-std::optional<ChunkId> PromptMatcher::IdAt(const ChunkId& parent, uint64_t begin, uint32_t count) const {
+std::optional<ChunkId> PromptMatcher::IdAt(const ChunkId& parent, uint64_t begin,
+                                           uint32_t count) const {
   if (!prompt_.hashed()) {
-    return tenant_->hasher.Tokens(parent, layout_->fingerprint, prompt_.tokens.subspan(begin, count));
+    return tenant_->hasher.Tokens(parent, layout_->fingerprint,
+                                  prompt_.tokens.subspan(begin, count));
   }
   const uint32_t chunk_tokens = layout_->layout.chunk_tokens;
   const uint64_t block = begin / chunk_tokens;
@@ -139,10 +141,12 @@ void PromptMatcher::MatchInsideChild(ChunkIndex parent, PromptMatch* match) {
     uint32_t common = 0;
     if (entry.token_count <= left && MatchesWhole(entry, begin)) {
       common = entry.token_count;
-    } else if (!prompt_.hashed() && !entry.hashed && (!opens_alike || alike_compared < kMaxSiblingsCompared)) {
+    } else if (!prompt_.hashed() && !entry.hashed &&
+               (!opens_alike || alike_compared < kMaxSiblingsCompared)) {
       if (opens_alike) ++alike_compared;
-      common = CommonTokens(child, 0, static_cast<uint32_t>(std::min<uint64_t>(entry.token_count, left)),
-                            begin, match);
+      common =
+          CommonTokens(child, 0, static_cast<uint32_t>(std::min<uint64_t>(entry.token_count, left)),
+                       begin, match);
       if (match->needs_header != kNoChunk) return;
     }
     if (common > best.count) best = {child, 0, static_cast<uint16_t>(common)};
@@ -152,8 +156,8 @@ void PromptMatcher::MatchInsideChild(ChunkIndex parent, PromptMatch* match) {
   match->token_count += best.count;
 }
 
-uint32_t PromptMatcher::CommonTokens(ChunkIndex chunk, uint32_t first, uint32_t count, uint64_t begin,
-                                     PromptMatch* match) {
+uint32_t PromptMatcher::CommonTokens(ChunkIndex chunk, uint32_t first, uint32_t count,
+                                     uint64_t begin, PromptMatch* match) {
   state_->mu.AssertHeld();
   const ChunkEntry& entry = state_->catalog[chunk];
   if (prompt_.hashed() || entry.hashed) return 0;

@@ -26,7 +26,8 @@ absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
     if (request.session.empty() && request.prompt.token_count() == 0) {
       return InvalidArgument("restore: neither session nor prompt is given");
     }
-    if (request.prompt.token_count() > 0) TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, layout->layout));
+    if (request.prompt.token_count() > 0)
+      TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, layout->layout));
     if (request.max_tokens == 0) return InvalidArgument("restore: max_tokens is 0");
     ExpireSessions();
 
@@ -65,9 +66,11 @@ PromptMatch StoreImpl::MatchRequest(const Tenant& tenant, const LayoutInfo& layo
   Session* session = find();
   if (session != nullptr && session->layout != layout.number) {
     PromptMatch match;
-    const auto differences = DiffLayouts(state_.registry.LayoutAt(session->layout)->layout, layout.layout, 1);
-    match.stop_reason = fmt::format("the session was saved under another layout: {} is {} there and {} here",
-                                    differences[0].field, differences[0].left, differences[0].right);
+    const auto differences =
+        DiffLayouts(state_.registry.LayoutAt(session->layout)->layout, layout.layout, 1);
+    match.stop_reason =
+        fmt::format("the session was saved under another layout: {} is {} there and {} here",
+                    differences[0].field, differences[0].left, differences[0].right);
     if (request.prompt.token_count() == 0) return match;
     session = nullptr;
   }
@@ -142,18 +145,20 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
                           .chunk_token_count = entry.token_count,
                           .stored_position = uint64_t{entry.position_base} + span.first,
                           .tier = entry.InHost() ? Tier::kHost : Tier::kDisk});
-    job->slots.push_back({.id = entry.id,
-                          .epoch = entry.epoch,
-                          .root = entry.root,
-                          .slot = entry.host,
-                          .memory = entry.InHost() ? state_.HostImage(entry) : std::span<std::byte>{},
-                          .token_count = entry.token_count});
+    job->slots.push_back(
+        {.id = entry.id,
+         .epoch = entry.epoch,
+         .root = entry.root,
+         .slot = entry.host,
+         .memory = entry.InHost() ? state_.HostImage(entry) : std::span<std::byte>{},
+         .token_count = entry.token_count});
     job->span_states.push_back({.chunk = span.chunk, .host_pinned = entry.InHost()});
     at += span.count;
   }
   job->SetValidTokens(at, std::move(reason));
   // Touched from the last to the first, so that a prefix outlives what depends on it.
-  for (size_t i = job->spans.size(); i-- > 0;) state_.Notify(Kind::kTouched, job->span_states[i].chunk);
+  for (size_t i = job->spans.size(); i-- > 0;)
+    state_.Notify(Kind::kTouched, job->span_states[i].chunk);
 }
 
 void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
@@ -164,7 +169,8 @@ void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
     std::shared_ptr<ChunkLoad> load = room ? JoinOrStartLoad(span.chunk, job.get()) : nullptr;
     state_.Notify(Kind::kDiskUnpinned, span.chunk);  // the load has a pin of its own
     if (load == nullptr) {
-      if (room) job->CutAt(job->spans[i].token_begin, "no room in the host tier to read it from disk");
+      if (room)
+        job->CutAt(job->spans[i].token_begin, "no room in the host tier to read it from disk");
       room = false;
       continue;
     }
@@ -188,9 +194,11 @@ void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
 void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& job) {
   Counters& counters = state_.counters;
   ++counters.restores;
-  counters.asked_tokens += std::min(request.max_tokens, std::max(request.prompt.token_count(), job.valid_tokens()));
+  counters.asked_tokens +=
+      std::min(request.max_tokens, std::max(request.prompt.token_count(), job.valid_tokens()));
   if (job.spans.empty()) ++counters.restores_missed;
-  if (!job.spans.empty() && job.valid_tokens() < request.prompt.token_count()) ++counters.restores_partial;
+  if (!job.spans.empty() && job.valid_tokens() < request.prompt.token_count())
+    ++counters.restores_partial;
   for (const RestoredSpan& span : job.spans) {
     counters.restored_tokens[static_cast<size_t>(span.tier)] += span.token_count;
     ++counters.restored_chunks[static_cast<size_t>(span.tier)];
@@ -284,7 +292,8 @@ void RestoreTask::CutAtLayer(uint32_t layer) {
       const auto& load = job_->span_states[i].load;
       if (load && load->layers_ready <= layer) {
         ++store->state_.counters.restores_cut_late;
-        job_->CutAt(job_->spans[i].token_begin, fmt::format("layer {} had not arrived at the deadline", layer));
+        job_->CutAt(job_->spans[i].token_begin,
+                    fmt::format("layer {} had not arrived at the deadline", layer));
         break;
       }
     }
@@ -295,10 +304,12 @@ void RestoreTask::CutAtLayer(uint32_t layer) {
 void RestoreTask::ReportDamage(size_t span, uint32_t layer) {
   if (span >= job_->spans.size()) return;
   const ChunkSlot& slot = job_->slots[span];
-  const absl::StatusOr<ChunkHeader> header = DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
+  const absl::StatusOr<ChunkHeader> header =
+      DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
   bool damaged = !header.ok();
   if (!damaged && layer < job_->layout->layout.layers.size()) {
-    damaged = !VerifyPage(slot.memory, job_->layout->Geometry(slot.token_count), *header, layer).ok();
+    damaged =
+        !VerifyPage(slot.memory, job_->layout->Geometry(slot.token_count), *header, layer).ok();
   }
   {
     StoreImpl* store = job_->store_;

@@ -5,8 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include <absl/container/flat_hash_map.h>
-
 #include "core/check.h"
 #include "core/slot_access.h"
 #include "core/status.h"
@@ -38,13 +36,15 @@ void StoreImpl::BeginSave(TenantNumber tenant_number, const SaveRequest& request
   StartSave(std::move(task), request.space_deadline, std::move(done));
 }
 
-void StoreImpl::StartSave(std::unique_ptr<SaveTask> task, absl::Duration space_deadline, SaveDone done) {
+void StoreImpl::StartSave(std::unique_ptr<SaveTask> task, absl::Duration space_deadline,
+                          SaveDone done) {
   absl::Status status;
   {
     absl::MutexLock lock(&state_.mu);
     ++state_.counters.saves_begun;
     if (!task->TakeSlots()) {
-      const bool may_wait = space_deadline > absl::ZeroDuration() && state_.placement.RoomIsComing() &&
+      const bool may_wait = space_deadline > absl::ZeroDuration() &&
+                            state_.placement.RoomIsComing() &&
                             waiting_saves_.size() < kMaxWaitingSaves;
       if (may_wait) {
         const int64_t deadline_ns =
@@ -78,7 +78,8 @@ void SaveTask::Commit(std::function<void(absl::StatusOr<CommitResult>)> done) {
     if (status.ok()) {
       Session* session = state.sessions.Find(tenant_->number, session_);
       const bool wait = state.options.durability != Durability::kNone && state.has_disk();
-      auto persisted = [result, done, wait, &state, begun_ns = begun_ns_](const PersistResult& persist) mutable {
+      auto persisted = [result, done, wait, &state,
+                        begun_ns = begun_ns_](const PersistResult& persist) mutable {
         state.save_latency.RecordNs(state.NowNs() - begun_ns);
         if (!wait) return;
         result.durable = persist.index.ok() && persist.shortfall.empty();
@@ -96,7 +97,8 @@ void SaveTask::Commit(std::function<void(absl::StatusOr<CommitResult>)> done) {
 
 // ---- plan ------------------------------------------------------------------------
 
-SaveTask::SaveTask(StoreImpl* store, const Tenant* tenant, const LayoutInfo* layout, std::string session)
+SaveTask::SaveTask(StoreImpl* store, const Tenant* tenant, const LayoutInfo* layout,
+                   std::string session)
     : store_(store), tenant_(tenant), layout_(layout), session_(std::move(session)) {
   store_->state_.mu.AssertHeld();
   ++store_->state_.open_tickets;
@@ -116,75 +118,92 @@ absl::Status SaveTask::CheckGeneration() {
   if (stored == expected_generation_) return absl::OkStatus();
   ++store_->state_.counters.saves_refused_generation;
   if (session == nullptr) {
-    return FailedPrecondition("save '{}': the writer expects generation {}, but there is no such session",
-                              session_, expected_generation_);
+    return FailedPrecondition(
+        "save '{}': the writer expects generation {}, but there is no such session", session_,
+        expected_generation_);
   }
-  return FailedPrecondition("save '{}': the writer expects generation {}, the session is at {}", session_,
-                            expected_generation_, stored);
+  return FailedPrecondition("save '{}': the writer expects generation {}, the session is at {}",
+                            session_, expected_generation_, stored);
 }
 
 absl::Status SaveTask::Plan(const SaveRequest& request) {
-  StoreState& state = store_->state_;
-  state.mu.AssertHeld();
-  store_->state_.mu.AssertHeld();  // the same, for the analysis
+  store_->state_.mu.AssertHeld();
   expected_generation_ = request.expected_generation;
   ttl_ = request.ttl;
-  const Prompt& prompt = request.prompt;
-  prompt_tokens_ = accepted_tokens_ = prompt.token_count();
+  prompt_tokens_ = accepted_tokens_ = request.prompt.token_count();
   TK_RETURN_IF_ERROR(CheckGeneration());
   if (request.position_offset < 0 || request.position_offset > (int64_t{1} << 31)) {
     return InvalidArgument("position_offset {} is outside 0..2^31", request.position_offset);
   }
+  TK_ASSIGN_OR_RETURN(const KeptPrefix kept, PrefixToKeep(request.prompt));
+  for (const Span& span : kept.spans) {
+    KeepSpan(span);
+    known_tokens_ += span.count;
+  }
+  const absl::Status status = PlanRest(request, kept.binding);
+  for (auto it = held_.rbegin(); it != held_.rend(); ++it) {
+    store_->state_.Notify(Kind::kTouched, *it);
+  }
+  return status;
+}
 
-  // What the session's own view has of the prompt. Only whole spans with data are kept, and
-  // a tail that more tokens follow is saved again, longer.
-  std::vector<Span> kept;
-  PromptMatch match;
+// What the session's own view has of the prompt: whole spans with data, without a tail that
+// more tokens follow, since that is saved again, longer.
+absl::StatusOr<SaveTask::KeptPrefix> SaveTask::PrefixToKeep(const Prompt& prompt) {
+  StoreState& state = store_->state_;
+  state.mu.AssertHeld();
+  store_->state_.mu.AssertHeld();  // the same, for the analysis
+  KeptPrefix kept;
+  kept.binding = tenant_->hasher.Root(layout_->fingerprint);
   const Session* session = state.sessions.Find(tenant_->number, session_);
-  if (session != nullptr && session->layout == layout_->number) {
-    match = store_->MatchWithHeaders([&](const HeaderTokens& headers) {
-      state.mu.AssertHeld();
-      const Session* now = state.sessions.Find(tenant_->number, session_);
-      if (now == nullptr) return PromptMatch{};
-      return PromptMatcher(&state, tenant_, layout_, prompt, &headers).AlongSession(*now);
-    });
-    TK_RETURN_IF_ERROR(CheckGeneration());
-    for (size_t i = 0; i < match.whole_spans && state.catalog[match.spans[i].chunk].HasData(); ++i) {
-      kept.push_back(match.spans[i]);
-    }
+  if (session == nullptr || session->layout != layout_->number) return kept;
+  const PromptMatch match = store_->MatchWithHeaders([&](const HeaderTokens& headers) {
+    state.mu.AssertHeld();
+    const Session* now = state.sessions.Find(tenant_->number, session_);
+    if (now == nullptr) return PromptMatch{};
+    return PromptMatcher(&state, tenant_, layout_, prompt, &headers).AlongSession(*now);
+  });
+  TK_RETURN_IF_ERROR(CheckGeneration());  // the lock may have been given up
+  std::vector<Span>& spans = kept.spans;
+  uint64_t tokens = 0;
+  for (size_t i = 0; i < match.whole_spans && state.catalog[match.spans[i].chunk].HasData(); ++i) {
+    spans.push_back(match.spans[i]);
+    tokens += spans.back().count;
   }
-  uint64_t begin = 0;
-  for (const Span& span : kept) begin += span.count;
-  if (!kept.empty() && begin < prompt.token_count()) {
-    const Span& last = kept.back();
-    const bool whole_tail = last.first == 0 && last.count == state.catalog[last.chunk].token_count &&
+  if (!spans.empty() && tokens < prompt.token_count()) {
+    const Span& last = spans.back();
+    const bool whole_tail = last.first == 0 &&
+                            last.count == state.catalog[last.chunk].token_count &&
                             last.count < layout_->layout.chunk_tokens;
-    if (whole_tail) {
-      begin -= last.count;
-      kept.pop_back();
-    }
+    if (whole_tail) spans.pop_back();
   }
-  for (const Span& span : kept) KeepSpan(span);
+  const Span* next = spans.size() < match.spans.size() ? &match.spans[spans.size()] : nullptr;
+  kept.binding = AppendBindingOf(state, *tenant_, *layout_, spans, next);
+  return kept;
+}
 
-  // The rest, chunk by chunk: known ones are kept, and from the first unknown one on the
-  // engine provides.
+// What follows the kept spans, chunk by chunk: known ones are kept too, and from the first
+// unknown one on the engine provides.
+absl::Status SaveTask::PlanRest(const SaveRequest& request, const ChunkId& binding) {
+  StoreState& state = store_->state_;
+  state.mu.AssertHeld();
+  const Prompt& prompt = request.prompt;
+  const uint32_t chunk_tokens = layout_->layout.chunk_tokens;
   const PromptMatcher matcher(&state, tenant_, layout_, prompt, nullptr);
-  const Span* next = kept.size() < match.spans.size() ? &match.spans[kept.size()] : nullptr;
-  ChunkId parent_id = AppendBindingOf(state, *tenant_, *layout_, kept, next);
-  ChunkIndex parent = state.catalog.FindOrCreate(parent_id, kNoChunk, tenant_->number, layout_->number, 0);
+  ChunkId parent_id = binding;
+  ChunkIndex parent =
+      state.catalog.FindOrCreate(parent_id, kNoChunk, tenant_->number, layout_->number, 0);
   state.AddOperationRef(parent);
   parent_ref_ = parent;
-  known_tokens_ = begin;
-  absl::Status status;
-  for (uint64_t at = begin; at < prompt.token_count();) {
-    const auto count = static_cast<uint32_t>(
-        std::min<uint64_t>(layout_->layout.chunk_tokens, prompt.token_count() - at));
+  for (uint64_t at = known_tokens_; at < prompt.token_count();) {
+    const auto count =
+        static_cast<uint32_t>(std::min<uint64_t>(chunk_tokens, prompt.token_count() - at));
     const auto id = matcher.IdAt(parent_id, at, count);
     if (!id.has_value()) {
-      status = InvalidArgument(
-          "save '{}': block_hashes do not fit the session's view at token {}; save it under tokens or anew",
+      return InvalidArgument(
+          "save '{}': block_hashes do not fit the session's view at token {}; save it under tokens "
+          "or anew",
           session_, at);
-      break;
     }
     const ChunkIndex chunk =
         state.catalog.FindOrCreate(*id, parent, tenant_->number, layout_->number, count);
@@ -194,18 +213,19 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
       known_tokens_ += count;
     } else {
       view_.push_back({chunk, 0, static_cast<uint16_t>(count)});
-      const bool hashed = prompt.hashed();
-      AddNewChunk(chunk, at, at + static_cast<uint64_t>(request.position_offset),
-                  hashed ? std::vector<uint32_t>{}
-                         : std::vector<uint32_t>(prompt.tokens.begin() + at, prompt.tokens.begin() + at + count),
-                  hashed ? prompt.block_hashes[at / layout_->layout.chunk_tokens] : BlockHash{});
+      const uint64_t position = at + static_cast<uint64_t>(request.position_offset);
+      if (prompt.hashed()) {
+        AddNewChunk(chunk, at, position, {}, prompt.block_hashes[at / chunk_tokens]);
+      } else {
+        const auto tokens = prompt.tokens.subspan(at, count);
+        AddNewChunk(chunk, at, position, {tokens.begin(), tokens.end()}, {});
+      }
     }
     parent = chunk;
     parent_id = *id;
     at += count;
   }
-  for (auto it = held_.rbegin(); it != held_.rend(); ++it) state.Notify(Kind::kTouched, *it);
-  return status;
+  return absl::OkStatus();
 }
 
 void SaveTask::KeepSpan(const Span& span) {
@@ -233,55 +253,6 @@ void SaveTask::AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t posi
   added.header.block_hash = std::move(hash);
   new_chunks_.push_back(std::move(added));
   chunks_.push_back({.token_begin = token_begin, .token_count = entry.token_count});
-}
-
-absl::Status SaveTask::PlanImport(const ImportRequest& request) {
-  StoreState& state = store_->state_;
-  state.mu.AssertHeld();
-  all_or_nothing_ = true;
-  TK_RETURN_IF_ERROR(CheckGeneration());
-  const ChunkHasher& hasher = tenant_->hasher;
-  const Fingerprint& fingerprint = layout_->fingerprint;
-  absl::flat_hash_map<ChunkId, ChunkIndex> local;  // by foreign id
-  uint64_t at = 0;
-  for (size_t i = 0; i < request.chunks.size(); ++i) {
-    const ImportedChunk& from = request.chunks[i];
-    const auto known_parent = local.find(from.foreign_parent);
-    ChunkIndex parent = kNoChunk;
-    if (!from.parent_is_root && known_parent != local.end()) {
-      parent = known_parent->second;
-    } else {
-      const ChunkId id =
-          from.parent_is_root ? hasher.Root(fingerprint) : hasher.Foreign(from.foreign_parent);
-      parent = state.catalog.FindOrCreate(id, kNoChunk, tenant_->number, layout_->number, 0);
-    }
-    const ChunkId parent_id = state.catalog[parent].id;
-    const ChunkId id = from.block_hash.empty()
-                           ? hasher.Tokens(parent_id, fingerprint, from.tokens)
-                           : hasher.Block(parent_id, fingerprint, from.block_hash, from.token_count);
-    const ChunkIndex chunk =
-        state.catalog.FindOrCreate(id, parent, tenant_->number, layout_->number, from.token_count);
-    if (!local.emplace(from.foreign_id, chunk).second) {
-      return InvalidArgument("import '{}': chunks[{}] repeats id {}", session_, i, from.foreign_id.ShortHex());
-    }
-    const ChunkEntry& entry = state.catalog[chunk];
-    if (new_chunks_.empty() && entry.HasData() && entry.session_refs > 0) {
-      held_.push_back(chunk);
-      state.AddOperationRef(chunk);
-      state.Notify(Kind::kHeld, chunk);
-      known_tokens_ += from.token_count;
-    } else {
-      AddNewChunk(chunk, at, from.position_base, from.tokens, from.block_hash);
-    }
-    at += from.token_count;
-  }
-  for (const ImportRequest::Slice& slice : request.slices) {
-    view_.push_back({local.at(request.chunks[slice.chunk_index].foreign_id),
-                     static_cast<uint16_t>(slice.first), static_cast<uint16_t>(slice.count)});
-    accepted_tokens_ += slice.count;
-  }
-  prompt_tokens_ = accepted_tokens_;
-  return absl::OkStatus();
 }
 
 // ---- slots -----------------------------------------------------------------------
@@ -312,8 +283,10 @@ absl::Status SaveTask::CutToSlots() {
   const uint64_t accepted = chunks_[kept].token_begin;
   if (all_or_nothing_ || accepted == 0) {
     return ResourceExhausted(
-        "save '{}': no room in the host tier for {} tokens: {} of {} bytes in use, {} of them pinned or leaving",
-        session_, prompt_tokens_, state.placement.host().used_bytes, state.placement.host().capacity_bytes,
+        "save '{}': no room in the host tier for {} tokens: {} of {} bytes in use, {} of them "
+        "pinned or leaving",
+        session_, prompt_tokens_, state.placement.host().used_bytes,
+        state.placement.host().capacity_bytes,
         state.placement.host().pinned_bytes + state.placement.host().leaving_bytes);
   }
   for (size_t i = kept; i < new_chunks_.size(); ++i) state.DropOperationRef(new_chunks_[i].chunk);
@@ -329,8 +302,8 @@ void StoreImpl::RetryWaitingSaves(std::vector<WaitingSave>* finished) {
   for (size_t i = waiting_saves_.size(); i > 0; --i) {
     WaitingSave waiting = std::move(waiting_saves_.front());
     waiting_saves_.pop_front();
-    const bool give_up = state_.closing || state_.NowNs() >= waiting.deadline_ns ||
-                         !state_.placement.RoomIsComing();
+    const bool give_up =
+        state_.closing || state_.NowNs() >= waiting.deadline_ns || !state_.placement.RoomIsComing();
     if (waiting.task->TakeSlots() || give_up) {
       finished->push_back(std::move(waiting));
     } else {
@@ -398,10 +371,12 @@ absl::Status SaveTask::Publish(CommitResult* result, size_t* first_changed_span)
   session->layout = layout_->number;
   session->last_used_unix_s = state.UnixSeconds();
   if (ttl_.has_value()) {
-    session->ttl_s = *ttl_ == absl::InfiniteDuration() ? 0 : std::max<int64_t>(1, absl::ToInt64Seconds(*ttl_));
+    session->ttl_s =
+        *ttl_ == absl::InfiniteDuration() ? 0 : std::max<int64_t>(1, absl::ToInt64Seconds(*ttl_));
   }
   state.sessions.UpdateExpiry(session);
-  const auto same = std::mismatch(session->spans.begin(), session->spans.end(), view_.begin(), view_.end());
+  const auto same =
+      std::mismatch(session->spans.begin(), session->spans.end(), view_.begin(), view_.end());
   *first_changed_span = static_cast<size_t>(same.first - session->spans.begin());
   store_->SetView(session, std::move(view_), "replaced by a later save of its session");
   result->generation = session->generation;
@@ -426,65 +401,6 @@ void SaveTask::Release() {
   held_.clear();
   new_chunks_.clear();
   parent_ref_ = kNoChunk;
-}
-
-// ---- import ----------------------------------------------------------------------
-
-namespace {
-
-absl::Status CheckImport(const ImportRequest& request, const KvLayout& layout) {
-  const auto bad = [&](size_t i, const std::string& what) {
-    return InvalidArgument("import '{}': chunks[{}]: {}", request.session, i, what);
-  };
-  if (request.chunks.empty()) return InvalidArgument("import '{}': chunks is empty", request.session);
-  for (size_t i = 0; i < request.chunks.size(); ++i) {
-    const ImportedChunk& chunk = request.chunks[i];
-    if (chunk.token_count == 0 || chunk.token_count > layout.chunk_tokens) {
-      return bad(i, fmt::format("token_count {} is outside 1..{}", chunk.token_count, layout.chunk_tokens));
-    }
-    if (chunk.block_hash.empty() ? chunk.tokens.size() != chunk.token_count : !chunk.tokens.empty()) {
-      return bad(i, fmt::format("{} tokens do not fit token_count {}", chunk.tokens.size(), chunk.token_count));
-    }
-    if (chunk.block_hash.size() > kMaxBlockHashBytes) {
-      return bad(i, fmt::format("block_hash has {} bytes, at most {}", chunk.block_hash.size(), kMaxBlockHashBytes));
-    }
-    if (chunk.position_base >= (uint64_t{1} << 32)) {
-      return bad(i, fmt::format("position_base {} is above 2^32", chunk.position_base));
-    }
-  }
-  for (size_t i = 0; i < request.slices.size(); ++i) {
-    const auto& slice = request.slices[i];
-    if (slice.chunk_index >= request.chunks.size() || slice.count == 0 ||
-        uint64_t{slice.first} + slice.count > request.chunks[slice.chunk_index].token_count) {
-      return InvalidArgument("import '{}': slices[{}] = chunk {} [{}, +{}) is outside its chunk",
-                             request.session, i, slice.chunk_index, slice.first, slice.count);
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-void StoreImpl::BeginImport(TenantNumber tenant_number, const ImportRequest& request, SaveDone done) {
-  std::unique_ptr<SaveTask> task;
-  const absl::Status planned = [&]() -> absl::Status {
-    TK_RETURN_IF_ERROR(ValidateName("session", request.session));
-    absl::MutexLock lock(&state_.mu);
-    TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(const Tenant* tenant, TenantOf(tenant_number));
-    TK_ASSIGN_OR_RETURN(const LayoutInfo* layout, LayoutOf(request.layout));
-    TK_RETURN_IF_ERROR(CheckImport(request, layout->layout));
-    if (state_.sessions.Find(static_cast<uint16_t>(tenant_number), request.session) != nullptr) {
-      return AlreadyExists("import '{}': the session exists", request.session);
-    }
-    task = std::make_unique<SaveTask>(this, tenant, layout, request.session);
-    return task->PlanImport(request);
-  }();
-  if (!planned.ok()) {
-    task.reset();
-    return done(planned);
-  }
-  StartSave(std::move(task), absl::Seconds(10), std::move(done));
 }
 
 }  // namespace turnkeep

@@ -39,6 +39,12 @@ class SaveTask final : public SaveOperation {
   absl::Status CheckGeneration();
   // What of the prompt is known, and what must be provided.
   absl::Status Plan(const SaveRequest& request);
+  struct KeptPrefix {
+    std::vector<Span> spans;
+    ChunkId binding;  // the parent of what follows them
+  };
+  absl::StatusOr<KeptPrefix> PrefixToKeep(const Prompt& prompt);
+  absl::Status PlanRest(const SaveRequest& request, const ChunkId& binding);
   absl::Status PlanImport(const ImportRequest& request);
   void KeepSpan(const Span& span);
   void AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t position_base,

@@ -43,8 +43,10 @@ class Persisted {
 
 // ---- views -----------------------------------------------------------------------
 
-Session* StoreImpl::CreateSession(TenantNumber tenant, const std::string& name, const LayoutInfo& layout) {
-  Session* session = state_.sessions.Create(static_cast<uint16_t>(tenant), name, state_.next_session++);
+Session* StoreImpl::CreateSession(TenantNumber tenant, const std::string& name,
+                                  const LayoutInfo& layout) {
+  Session* session =
+      state_.sessions.Create(static_cast<uint16_t>(tenant), name, state_.next_session++);
   session->layout = layout.number;
   session->created_unix_s = session->last_used_unix_s = state_.UnixSeconds();
   if (state_.options.default_ttl != absl::InfiniteDuration()) {
@@ -57,7 +59,8 @@ Session* StoreImpl::CreateSession(TenantNumber tenant, const std::string& name, 
 void StoreImpl::SetView(Session* session, std::vector<Span> view, std::string_view reason) {
   const auto same =
       std::mismatch(session->spans.begin(), session->spans.end(), view.begin(), view.end());
-  for (auto it = same.second; it != view.end(); ++it) state_.AddSessionRef(it->chunk, session->pinned);
+  for (auto it = same.second; it != view.end(); ++it)
+    state_.AddSessionRef(it->chunk, session->pinned);
   std::vector<Span> dropped(same.first, session->spans.end());
   session->spans = std::move(view);
   session->spans.shrink_to_fit();
@@ -83,13 +86,15 @@ std::vector<Span> StoreImpl::Slice(const Session& session, uint64_t begin, uint6
 }
 
 void StoreImpl::EraseSession(Session* session, std::string_view reason) {
-  for (const Span& span : session->spans) state_.DropSessionRef(span.chunk, session->pinned, reason);
+  for (const Span& span : session->spans)
+    state_.DropSessionRef(span.chunk, session->pinned, reason);
   state_.sessions.Erase(session);
 }
 
 IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) {
   IndexBatch batch;
-  const auto blocks = static_cast<uint32_t>(DivideRoundUp(session->spans.size(), kSlicesPerSpanBlock));
+  const auto blocks =
+      static_cast<uint32_t>(DivideRoundUp(session->spans.size(), kSlicesPerSpanBlock));
   batch.PutSession({.number = session->number,
                     .name = session->name,
                     .generation = session->generation,
@@ -101,7 +106,8 @@ IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) 
                     .tenant = session->tenant,
                     .layout = session->layout,
                     .pinned = session->pinned});
-  for (uint32_t block = static_cast<uint32_t>(first_changed_span / kSlicesPerSpanBlock); block < blocks; ++block) {
+  for (uint32_t block = static_cast<uint32_t>(first_changed_span / kSlicesPerSpanBlock);
+       block < blocks; ++block) {
     SpanBlock span_block{.session = session->number, .block_index = block};
     const size_t begin = size_t{block} * kSlicesPerSpanBlock;
     const size_t end = std::min(begin + kSlicesPerSpanBlock, session->spans.size());
@@ -129,7 +135,8 @@ void StoreImpl::PersistSession(Session* session, size_t first_changed_span,
       if (entry.disk.IsNull() && entry.InHost()) chunks.push_back(span.chunk);
     }
   }
-  writer_->Persist(session->number, SessionBatch(session, first_changed_span), chunks, std::move(done));
+  writer_->Persist(session->number, SessionBatch(session, first_changed_span), chunks,
+                   std::move(done));
 }
 
 void StoreImpl::ExpireSessions() {
@@ -146,7 +153,8 @@ void StoreImpl::ExpireSessions() {
 
 // ---- edits -----------------------------------------------------------------------
 
-absl::StatusOr<SessionInfo> StoreImpl::ForkSession(TenantNumber tenant, const ForkRequest& request) {
+absl::StatusOr<SessionInfo> StoreImpl::ForkSession(TenantNumber tenant,
+                                                   const ForkRequest& request) {
   TK_RETURN_IF_ERROR(ValidateName("target", request.target));
   Persisted persisted;
   SessionInfo info;
@@ -159,15 +167,16 @@ absl::StatusOr<SessionInfo> StoreImpl::ForkSession(TenantNumber tenant, const Fo
     }
     const uint64_t tokens = request.token_count.value_or(source->token_count);
     if (tokens > source->token_count) {
-      return InvalidArgument("fork '{}': token_count {} is above the session's {}", request.source, tokens,
-                             source->token_count);
+      return InvalidArgument("fork '{}': token_count {} is above the session's {}", request.source,
+                             tokens, source->token_count);
     }
     if (state_.sessions.size() >= state_.options.max_sessions) {
       return ResourceExhausted("fork '{}': max_sessions = {} is reached", request.source,
                                state_.options.max_sessions);
     }
     std::vector<Span> view = Slice(*source, 0, tokens);
-    Session* target = CreateSession(tenant, request.target, *state_.registry.LayoutAt(source->layout));
+    Session* target =
+        CreateSession(tenant, request.target, *state_.registry.LayoutAt(source->layout));
     SetView(target, std::move(view), "");
     info = InfoOf(*target);
     PersistSession(target, 0, persisted.Callback());
@@ -176,20 +185,23 @@ absl::StatusOr<SessionInfo> StoreImpl::ForkSession(TenantNumber tenant, const Fo
   return info;
 }
 
-absl::StatusOr<SessionInfo> StoreImpl::TruncateSession(TenantNumber tenant, const TruncateRequest& request) {
+absl::StatusOr<SessionInfo> StoreImpl::TruncateSession(TenantNumber tenant,
+                                                       const TruncateRequest& request) {
   Persisted persisted;
   SessionInfo info;
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(Session* session, SessionOf(tenant, request.session));
+    TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, request.session));
     if (request.expected_generation != 0 && request.expected_generation != session->generation) {
-      return FailedPrecondition("truncate '{}': the writer expects generation {}, the session is at {}",
-                                request.session, request.expected_generation, session->generation);
+      return FailedPrecondition(
+          "truncate '{}': the writer expects generation {}, the session is at {}", request.session,
+          request.expected_generation, session->generation);
     }
     if (request.drop_begin >= request.drop_end || request.drop_end > session->token_count) {
-      return InvalidArgument("truncate '{}': drop_begin {} and drop_end {} are no range of its {} tokens",
-                             request.session, request.drop_begin, request.drop_end, session->token_count);
+      return InvalidArgument(
+          "truncate '{}': drop_begin {} and drop_end {} are no range of its {} tokens",
+          request.session, request.drop_begin, request.drop_end, session->token_count);
     }
     std::vector<Span> view = Slice(*session, 0, request.drop_begin);
     const std::vector<Span> rest = Slice(*session, request.drop_end, session->token_count);
@@ -213,7 +225,7 @@ absl::StatusOr<SessionInfo> StoreImpl::RenameSession(TenantNumber tenant, const 
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(Session* session, SessionOf(tenant, from));
+    TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, from));
     if (state_.sessions.Find(static_cast<uint16_t>(tenant), to) != nullptr) {
       return AlreadyExists("rename '{}': '{}' exists", from, to);
     }
@@ -232,7 +244,7 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(Session* session, SessionOf(tenant, name));
+    TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, name));
     IndexBatch batch;
     batch.DeleteSession(session->number, session->persisted_span_blocks);
     const uint64_t number = session->number;
@@ -244,20 +256,22 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
   return persisted.Wait();
 }
 
-absl::StatusOr<SessionInfo> StoreImpl::SetPinned(TenantNumber tenant, const std::string& name, bool pinned) {
+absl::StatusOr<SessionInfo> StoreImpl::SetPinned(TenantNumber tenant, const std::string& name,
+                                                 bool pinned) {
   Persisted persisted;
   SessionInfo info;
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(Session* session, SessionOf(tenant, name));
+    TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, name));
     if (session->pinned == pinned) return InfoOf(*session);
     if (pinned) {
       const SessionInfo before = InfoOf(*session);
       if (!state_.placement.MayPin(Tier::kHost, before.host_bytes) ||
           !state_.placement.MayPin(Tier::kDisk, before.disk_bytes)) {
         return ResourceExhausted(
-            "pin '{}': {} bytes in host memory and {} on disk would pass max_pinned_share = {} of a tier ({} of {} "
+            "pin '{}': {} bytes in host memory and {} on disk would pass max_pinned_share = {} of "
+            "a tier ({} of {} "
             "and {} of {} are pinned)",
             name, before.host_bytes, before.disk_bytes, state_.options.max_pinned_share,
             state_.placement.host().pinned_bytes, state_.placement.host().capacity_bytes,
@@ -275,7 +289,8 @@ absl::StatusOr<SessionInfo> StoreImpl::SetPinned(TenantNumber tenant, const std:
   return info;
 }
 
-absl::StatusOr<SessionInfo> StoreImpl::SetTtl(TenantNumber tenant, const std::string& name, absl::Duration ttl) {
+absl::StatusOr<SessionInfo> StoreImpl::SetTtl(TenantNumber tenant, const std::string& name,
+                                              absl::Duration ttl) {
   if (ttl <= absl::ZeroDuration()) {
     return InvalidArgument("ttl '{}': {} is not positive", name, absl::FormatDuration(ttl));
   }
@@ -284,8 +299,9 @@ absl::StatusOr<SessionInfo> StoreImpl::SetTtl(TenantNumber tenant, const std::st
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    TK_ASSIGN_OR_RETURN(Session* session, SessionOf(tenant, name));
-    session->ttl_s = ttl == absl::InfiniteDuration() ? 0 : std::max<int64_t>(1, absl::ToInt64Seconds(ttl));
+    TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, name));
+    session->ttl_s =
+        ttl == absl::InfiniteDuration() ? 0 : std::max<int64_t>(1, absl::ToInt64Seconds(ttl));
     session->last_used_unix_s = state_.UnixSeconds();
     state_.sessions.UpdateExpiry(session);
     info = InfoOf(*session);
@@ -342,13 +358,16 @@ absl::StatusOr<SessionInfo> StoreImpl::StatSession(TenantNumber tenant, const st
   return InfoOf(*session);
 }
 
-std::vector<SessionInfo> StoreImpl::ListAllSessions(TenantNumber tenant, const ListRequest& request) {
+std::vector<SessionInfo> StoreImpl::ListAllSessions(TenantNumber tenant,
+                                                    const ListRequest& request) {
   std::vector<SessionInfo> list;
   absl::MutexLock lock(&state_.mu);
   ExpireSessions();
   const SessionTable::ByName& names = state_.sessions.OfTenant(static_cast<uint16_t>(tenant));
-  auto it = request.after.empty() ? names.lower_bound(request.name_prefix) : names.upper_bound(request.after);
-  if (!request.after.empty() && request.after < request.name_prefix) it = names.lower_bound(request.name_prefix);
+  auto it = request.after.empty() ? names.lower_bound(request.name_prefix)
+                                  : names.upper_bound(request.after);
+  if (!request.after.empty() && request.after < request.name_prefix)
+    it = names.lower_bound(request.name_prefix);
   for (; it != names.end() && list.size() < request.limit; ++it) {
     if (it->first.compare(0, request.name_prefix.size(), request.name_prefix) != 0) break;
     list.push_back(InfoOf(*it->second));

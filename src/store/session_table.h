@@ -69,7 +69,7 @@ class SessionTable {
 
  private:
   absl::flat_hash_map<uint64_t, std::unique_ptr<Session>> by_number_;
-  std::vector<ByName> by_name_;  // by tenant
+  std::vector<ByName> by_name_;              // by tenant
   std::multimap<int64_t, uint64_t> expiry_;  // time to session number; stale entries are skipped
 };
 

@@ -23,10 +23,14 @@ constexpr int kMaxEvictionRounds = 4096;
 
 MissingReason ReasonOf(PlacementAction::Reason reason) {
   switch (reason) {
-    case PlacementAction::Reason::kNoDiskTier: return MissingReason::kEvictedNoDiskTier;
-    case PlacementAction::Reason::kDiskFull: return MissingReason::kEvictedDiskFull;
-    case PlacementAction::Reason::kWriteFailed: return MissingReason::kDiskWriteFailed;
-    default: return MissingReason::kEvictedForRoom;
+    case PlacementAction::Reason::kNoDiskTier:
+      return MissingReason::kEvictedNoDiskTier;
+    case PlacementAction::Reason::kDiskFull:
+      return MissingReason::kEvictedDiskFull;
+    case PlacementAction::Reason::kWriteFailed:
+      return MissingReason::kDiskWriteFailed;
+    default:
+      return MissingReason::kEvictedForRoom;
   }
 }
 
@@ -156,7 +160,8 @@ void StoreState::DropDamagedHost(ChunkIndex chunk) {
   ChunkEntry& entry = catalog[chunk];
   if (entry.host.is_null() || entry.host_damaged) return;
   ++counters.host_digest_failures;
-  spdlog::error("chunk {}: host copy does not match its digest and was dropped", entry.id.ShortHex());
+  spdlog::error("chunk {}: host copy does not match its digest and was dropped",
+                entry.id.ShortHex());
   entry.host_damaged = true;
   if (entry.disk.IsNull()) SetMissing(entry, MissingReason::kDigestFailed);
   SettleDamagedHost(chunk);
@@ -165,8 +170,10 @@ void StoreState::DropDamagedHost(ChunkIndex chunk) {
 void StoreState::DropDamagedDisk(ChunkIndex chunk, MissingReason reason) {
   ChunkEntry& entry = catalog[chunk];
   if (entry.disk.IsNull()) return;
-  ++(reason == MissingReason::kDigestFailed ? counters.disk_digest_failures : counters.disk_read_errors);
-  spdlog::error("chunk {}: disk copy {} {}", entry.id.ShortHex(), ToString(entry.disk), NameOf(reason));
+  ++(reason == MissingReason::kDigestFailed ? counters.disk_digest_failures
+                                            : counters.disk_read_errors);
+  spdlog::error("chunk {}: disk copy {} {}", entry.id.ShortHex(), ToString(entry.disk),
+                NameOf(reason));
   Notify(Kind::kDiskLost, chunk);
   GiveUpDiskCopy(chunk);
   if (!entry.HasData()) SetMissing(entry, reason);
@@ -232,8 +239,10 @@ const Forgotten* StoreState::FindForgotten(const ChunkId& id) const {
   return forgotten_chunks_.Find(id.Prefix64());
 }
 
-void StoreState::RememberSession(uint16_t tenant, const std::string& name, std::string_view reason) {
-  forgotten_sessions_.Add(absl::HashOf(tenant, name), {static_cast<uint32_t>(UnixSeconds()), reason});
+void StoreState::RememberSession(uint16_t tenant, const std::string& name,
+                                 std::string_view reason) {
+  forgotten_sessions_.Add(absl::HashOf(tenant, name),
+                          {static_cast<uint32_t>(UnixSeconds()), reason});
 }
 
 const Forgotten* StoreState::FindForgottenSession(uint16_t tenant, const std::string& name) const {

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <utility>
 
-#include <openssl/rand.h>
 #include <absl/synchronization/notification.h>
 #include <absl/time/clock.h>
+#include <openssl/rand.h>
 
 #include "core/check.h"
 #include "core/slot_access.h"
@@ -27,13 +27,17 @@ constexpr uint64_t kEpochsPerRun = uint64_t{1} << 36;
 constexpr absl::Duration kHousekeepingInterval = absl::Milliseconds(100);
 
 absl::Status CheckOptions(const StoreOptions& options) {
-  if (options.host_bytes < kBlockBytes) return InvalidArgument("host_bytes {} is below {}", options.host_bytes, kBlockBytes);
+  if (options.host_bytes < kBlockBytes)
+    return InvalidArgument("host_bytes {} is below {}", options.host_bytes, kBlockBytes);
   if (options.host_segment_bytes < kBlockBytes) {
-    return InvalidArgument("host_segment_bytes {} is below {}", options.host_segment_bytes, kBlockBytes);
+    return InvalidArgument("host_segment_bytes {} is below {}", options.host_segment_bytes,
+                           kBlockBytes);
   }
-  if (!(options.low_watermark > 0 && options.low_watermark <= options.high_watermark && options.high_watermark <= 1)) {
-    return InvalidArgument("low_watermark {} and high_watermark {} must satisfy 0 < low <= high <= 1",
-                           options.low_watermark, options.high_watermark);
+  if (!(options.low_watermark > 0 && options.low_watermark <= options.high_watermark &&
+        options.high_watermark <= 1)) {
+    return InvalidArgument(
+        "low_watermark {} and high_watermark {} must satisfy 0 < low <= high <= 1",
+        options.low_watermark, options.high_watermark);
   }
   if (!(options.max_pinned_share >= 0 && options.max_pinned_share <= 1)) {
     return InvalidArgument("max_pinned_share {} is outside 0..1", options.max_pinned_share);
@@ -44,7 +48,8 @@ absl::Status CheckOptions(const StoreOptions& options) {
   if (options.max_sessions == 0 || options.max_sessions > kMaxSessions) {
     return InvalidArgument("max_sessions {} is outside 1..{}", options.max_sessions, kMaxSessions);
   }
-  if (options.default_ttl <= absl::ZeroDuration()) return InvalidArgument("default_ttl is not positive");
+  if (options.default_ttl <= absl::ZeroDuration())
+    return InvalidArgument("default_ttl is not positive");
   return absl::OkStatus();
 }
 
@@ -62,9 +67,12 @@ double MeasureHostBandwidth() {
 
 std::string_view NameOf(Durability durability) {
   switch (durability) {
-    case Durability::kNone: return "none";
-    case Durability::kWrite: return "write";
-    case Durability::kSync: return "sync";
+    case Durability::kNone:
+      return "none";
+    case Durability::kWrite:
+      return "write";
+    case Durability::kSync:
+      return "sync";
   }
   return "unknown";
 }
@@ -99,10 +107,11 @@ absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options)
                        .max_pinned_share = options.max_pinned_share},
                       std::move(host_policy), std::move(disk_policy));
   auto store = std::unique_ptr<StoreImpl>(new StoreImpl(std::move(options), std::move(placement)));
-  TK_ASSIGN_OR_RETURN(auto arena, HostArena::Open({.capacity_bytes = store->state_.options.host_bytes,
-                                                   .segment_bytes = store->state_.options.host_segment_bytes,
-                                                   .huge_pages = store->state_.options.huge_pages,
-                                                   .observer = store.get()}));
+  TK_ASSIGN_OR_RETURN(auto arena,
+                      HostArena::Open({.capacity_bytes = store->state_.options.host_bytes,
+                                       .segment_bytes = store->state_.options.host_segment_bytes,
+                                       .huge_pages = store->state_.options.huge_pages,
+                                       .observer = store.get()}));
   {
     absl::MutexLock lock(&store->state_.mu);
     store->state_.arena = std::move(arena);
@@ -119,7 +128,8 @@ absl::Status StoreImpl::OpenDisk() {
   const StoreOptions& options = state_.options;
   DiskTierOptions disk;
   disk.directory = options.data_dir;
-  disk.device = {.engine = options.io_uring ? BlockDeviceOptions::Engine::kAuto : BlockDeviceOptions::Engine::kThreads,
+  disk.device = {.engine = options.io_uring ? BlockDeviceOptions::Engine::kAuto
+                                            : BlockDeviceOptions::Engine::kThreads,
                  .direct_io = options.direct_io,
                  .queue_depth = options.io_depth};
   disk.extents = {.capacity_bytes = options.disk_bytes,
@@ -132,7 +142,8 @@ absl::Status StoreImpl::OpenDisk() {
   IndexLoader loader(&state_);
   TK_ASSIGN_OR_RETURN(state_.disk, OpenDiskTier(std::move(disk), loader));
   loader.Finish(state_.disk.meta);
-  for (const std::string& problem : state_.disk.report.problems) state_.Warn("recovery: " + problem);
+  for (const std::string& problem : state_.disk.report.problems)
+    state_.Warn("recovery: " + problem);
   return absl::OkStatus();
 }
 
@@ -168,7 +179,8 @@ absl::Status StoreImpl::Close(absl::Duration deadline) {
     if (state_.has_disk()) {
       for (ChunkIndex i = 0; i < state_.catalog.end(); ++i) {
         const ChunkEntry& entry = state_.catalog[i];
-        if (entry.in_use && entry.InHost() && entry.disk.IsNull()) state_.Notify(Kind::kWriteWanted, i);
+        if (entry.in_use && entry.InHost() && entry.disk.IsNull())
+          state_.Notify(Kind::kWriteWanted, i);
       }
       // Last uses since the sessions were written.
       for (const auto& tenant : state_.registry.tenants()) {
@@ -291,7 +303,8 @@ absl::StatusOr<TenantNumber> StoreImpl::OpenTenant(const std::string& name) {
     TK_RETURN_IF_ERROR(CheckOpen());
     if (const Tenant* known = state_.registry.FindTenant(name)) return TenantNumber{known->number};
     const size_t number = state_.registry.tenants().size();
-    if (number >= kMaxTenants) return ResourceExhausted("tenant '{}': {} tenants is the limit", name, kMaxTenants);
+    if (number >= kMaxTenants)
+      return ResourceExhausted("tenant '{}': {} tenants is the limit", name, kMaxTenants);
     TenantKey key;
     if (RAND_bytes(key.data(), static_cast<int>(key.size())) != 1) {
       return Internal("tenant '{}': no random bytes for its key", name);
@@ -329,7 +342,8 @@ absl::StatusOr<Fingerprint> StoreImpl::RegisterLayout(const KvLayout& layout) {
     TK_RETURN_IF_ERROR(CheckOpen());
     if (state_.registry.FindLayout(fingerprint) != nullptr) return fingerprint;
     const size_t number = state_.registry.layouts().size();
-    if (number >= kMaxLayouts) return ResourceExhausted("layout '{}': {} layouts is the limit", layout.model, kMaxLayouts);
+    if (number >= kMaxLayouts)
+      return ResourceExhausted("layout '{}': {} layouts is the limit", layout.model, kMaxLayouts);
     info = state_.registry.AddLayout(static_cast<uint16_t>(number), layout);
   }
   if (state_.has_disk()) {
@@ -360,7 +374,8 @@ absl::StatusOr<const Tenant*> StoreImpl::TenantOf(TenantNumber number) {
 
 absl::StatusOr<const LayoutInfo*> StoreImpl::LayoutOf(const Fingerprint& fingerprint) {
   const LayoutInfo* info = state_.registry.FindLayout(fingerprint);
-  if (info == nullptr) return InvalidArgument("layout {} is not registered", fingerprint.ShortHex());
+  if (info == nullptr)
+    return InvalidArgument("layout {} is not registered", fingerprint.ShortHex());
   return info;
 }
 
@@ -369,13 +384,14 @@ absl::StatusOr<Session*> StoreImpl::SessionOf(TenantNumber tenant, const std::st
   if (session != nullptr) return session;
   const Forgotten* gone = state_.FindForgottenSession(static_cast<uint16_t>(tenant), name);
   if (gone == nullptr) return NotFound("there is no session '{}'", name);
-  return NotFound("there is no session '{}': it {} ({})", name, gone->reason, UnixTimeText(gone->unix_s));
+  return NotFound("there is no session '{}': it {} ({})", name, gone->reason,
+                  UnixTimeText(gone->unix_s));
 }
 
 absl::Status StoreImpl::CheckPrompt(const Prompt& prompt, const KvLayout& layout) const {
   if (prompt.hashed() && !prompt.tokens.empty()) {
-    return InvalidArgument("prompt: both tokens ({}) and block_hashes ({}) are given", prompt.tokens.size(),
-                           prompt.block_hashes.size());
+    return InvalidArgument("prompt: both tokens ({}) and block_hashes ({}) are given",
+                           prompt.tokens.size(), prompt.block_hashes.size());
   }
   const uint64_t tokens = prompt.token_count();
   const char* const field = prompt.hashed() ? "hashed_token_count" : "tokens";
@@ -385,13 +401,15 @@ absl::Status StoreImpl::CheckPrompt(const Prompt& prompt, const KvLayout& layout
   if (!prompt.hashed()) return absl::OkStatus();
   const uint64_t blocks = DivideRoundUp(tokens, layout.chunk_tokens);
   if (prompt.block_hashes.size() != blocks) {
-    return InvalidArgument("prompt: hashed_token_count {} in chunks of {} needs {} block_hashes, there are {}",
-                           tokens, layout.chunk_tokens, blocks, prompt.block_hashes.size());
+    return InvalidArgument(
+        "prompt: hashed_token_count {} in chunks of {} needs {} block_hashes, there are {}", tokens,
+        layout.chunk_tokens, blocks, prompt.block_hashes.size());
   }
   for (size_t i = 0; i < prompt.block_hashes.size(); ++i) {
     const size_t bytes = prompt.block_hashes[i].size();
     if (bytes == 0 || bytes > kMaxBlockHashBytes) {
-      return InvalidArgument("prompt: block_hashes[{}] has {} bytes, outside 1..{}", i, bytes, kMaxBlockHashBytes);
+      return InvalidArgument("prompt: block_hashes[{}] has {} bytes, outside 1..{}", i, bytes,
+                             kMaxBlockHashBytes);
     }
   }
   return absl::OkStatus();
@@ -399,7 +417,8 @@ absl::Status StoreImpl::CheckPrompt(const Prompt& prompt, const KvLayout& layout
 
 // ---- headers that are only on disk -----------------------------------------------
 
-PromptMatch StoreImpl::MatchWithHeaders(const std::function<PromptMatch(const HeaderTokens&)>& match) {
+PromptMatch StoreImpl::MatchWithHeaders(
+    const std::function<PromptMatch(const HeaderTokens&)>& match) {
   // Each round reads one header; a prompt departs from few chunks.
   constexpr int kMaxRounds = 16;
   HeaderTokens headers;
@@ -434,17 +453,20 @@ absl::StatusOr<std::vector<uint32_t>> StoreImpl::ReadHeaderTokens(const ChunkEnt
   const ChunkGeometry& geometry = layout.Geometry(entry.token_count);
   AlignedBuffer buffer(std::min(RoundUp(geometry.header_bytes, kBlockBytes), geometry.image_bytes));
   TK_RETURN_IF_ERROR(ReadExtentBlocking(entry.disk, 0, buffer.span()));
-  TK_ASSIGN_OR_RETURN(ChunkHeader header, DecodeChunkHeader(buffer.span(), entry.id, entry.epoch, entry.root));
+  TK_ASSIGN_OR_RETURN(ChunkHeader header,
+                      DecodeChunkHeader(buffer.span(), entry.id, entry.epoch, entry.root));
   return std::move(header.tokens);
 }
 
-absl::Status StoreImpl::ReadExtentBlocking(ExtentRef extent, uint64_t offset, std::span<std::byte> buffer) {
+absl::Status StoreImpl::ReadExtentBlocking(ExtentRef extent, uint64_t offset,
+                                           std::span<std::byte> buffer) {
   absl::Notification done;
   absl::Status result;
-  TK_RETURN_IF_ERROR(state_.disk.extents->Read(extent, offset, buffer, [&](const absl::Status& status, uint64_t) {
-    result = status;
-    done.Notify();
-  }));
+  TK_RETURN_IF_ERROR(
+      state_.disk.extents->Read(extent, offset, buffer, [&](const absl::Status& status, uint64_t) {
+        result = status;
+        done.Notify();
+      }));
   done.WaitForNotification();
   return result;
 }

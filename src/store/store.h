@@ -114,7 +114,8 @@ class Store {
 
   // Everything, over all tenants.
   virtual StoreStatus GetStatus() = 0;
-  virtual std::vector<SessionInfo> ListAllSessions(TenantNumber tenant, const ListRequest& request) = 0;
+  virtual std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
+                                                   const ListRequest& request) = 0;
   virtual std::vector<std::string> ListTenants() = 0;
 };
 

@@ -1,6 +1,7 @@
 // The store's implementation: one class, its methods by theme in
 //   store.cc         opening, closing, tenants, layouts, the housekeeping thread
 //   save_path.cc     a save from plan to commit
+//   import_path.cc   the same for the chunks of a session file
 //   restore_path.cc  a restore from match to last layer (mirror image of save_path.cc)
 //   chunk_load.cc    the loads from disk that restores share
 //   session_ops.cc   fork, truncate, rename, drop, pin, time to live, list, show
@@ -42,14 +43,16 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::StatusOr<std::unique_ptr<KvStore>> ForTenant(const std::string& name) override;
   void BeginSave(TenantNumber tenant, const SaveRequest& request,
                  std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
-  void BeginImport(TenantNumber tenant, const ImportRequest& request,
-                   std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
+  void BeginImport(
+      TenantNumber tenant, const ImportRequest& request,
+      std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
   absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
       TenantNumber tenant, const RestoreRequest& request) override;
   absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override;
   void ObserveReleasedSegments(std::function<void(uint32_t segment)> observer) override;
   StoreStatus GetStatus() override;
-  std::vector<SessionInfo> ListAllSessions(TenantNumber tenant, const ListRequest& request) override;
+  std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
+                                           const ListRequest& request) override;
   std::vector<std::string> ListTenants() override;
 
   // What KvStore (core/kv_store.h) promises, for one tenant.
@@ -61,7 +64,8 @@ class StoreImpl final : public Store, private SegmentObserver {
                                             const std::string& to);
   absl::Status DropSession(TenantNumber tenant, const std::string& name);
   absl::StatusOr<SessionInfo> SetPinned(TenantNumber tenant, const std::string& name, bool pinned);
-  absl::StatusOr<SessionInfo> SetTtl(TenantNumber tenant, const std::string& name, absl::Duration ttl);
+  absl::StatusOr<SessionInfo> SetTtl(TenantNumber tenant, const std::string& name,
+                                     absl::Duration ttl);
   absl::StatusOr<SessionInfo> StatSession(TenantNumber tenant, const std::string& name);
   absl::StatusOr<SessionDetail> ShowSession(TenantNumber tenant, const std::string& name);
   absl::StatusOr<Explanation> Explain(TenantNumber tenant, const ExplainRequest& request);
@@ -91,10 +95,12 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::Status OpenDisk();
   absl::Status StartRun();
   void Housekeep();
-  void RetryWaitingSaves(std::vector<WaitingSave>* finished) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void RetryWaitingSaves(std::vector<WaitingSave>* finished)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   absl::Status CheckOpen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  absl::StatusOr<const Tenant*> TenantOf(TenantNumber number) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::StatusOr<const Tenant*> TenantOf(TenantNumber number)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   absl::StatusOr<const LayoutInfo*> LayoutOf(const Fingerprint& fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   absl::StatusOr<Session*> SessionOf(TenantNumber tenant, const std::string& name)
@@ -104,7 +110,8 @@ class StoreImpl final : public Store, private SegmentObserver {
 
   // Reads the token ids of a chunk from its header on disk; the entry's disk copy is
   // pinned meanwhile. Both block.
-  absl::StatusOr<std::vector<uint32_t>> ReadHeaderTokens(const ChunkEntry& entry, const LayoutInfo& layout);
+  absl::StatusOr<std::vector<uint32_t>> ReadHeaderTokens(const ChunkEntry& entry,
+                                                         const LayoutInfo& layout);
   absl::Status ReadExtentBlocking(ExtentRef extent, uint64_t offset, std::span<std::byte> buffer);
   // Runs `match` under the lock until it needs no more headers. The lock is held on entry
   // and on return, and given up in between when a header has to be read.
@@ -112,11 +119,13 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   // Steps of a restore (restore_path.cc).
-  PromptMatch MatchRequest(const Tenant& tenant, const LayoutInfo& layout, const RestoreRequest& request,
-                           uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  PromptMatch MatchRequest(const Tenant& tenant, const LayoutInfo& layout,
+                           const RestoreRequest& request, uint64_t* generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void Touch(Session* session, uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   static void ClipMatch(uint64_t max_tokens, PromptMatch* match);
-  void TakeSpans(const PromptMatch& match, RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void TakeSpans(const PromptMatch& match, RestoreJob* job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CountRestore(const RestoreRequest& request, const RestoreJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
@@ -130,10 +139,11 @@ class StoreImpl final : public Store, private SegmentObserver {
   void LeaveLoad(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void EndLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void CompleteLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void CompleteLoad(const std::shared_ptr<ChunkLoad>& load)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void PumpReads(const std::shared_ptr<RestoreJob>& job) ABSL_LOCKS_EXCLUDED(state_.mu);
-  ExtentRead MakeRead(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
-                      size_t index);
+  ExtentRead MakeRead(const std::shared_ptr<RestoreJob>& job,
+                      const std::shared_ptr<ChunkLoad>& load, size_t index);
   void SubmitReads(std::vector<ExtentRead> batch) ABSL_LOCKS_EXCLUDED(state_.mu);
   static absl::Status VerifyReads(ChunkLoad& load, size_t index, uint32_t* layers_ready);
   void ReadEnded(const std::shared_ptr<RestoreJob>& job, const std::shared_ptr<ChunkLoad>& load,
@@ -144,7 +154,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   void CountRead(RestoreJob* job, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   // Verify (verify.cc).
-  absl::StatusOr<std::vector<ChunkIndex>> ChunksToVerify(TenantNumber tenant, const VerifyRequest& request,
+  absl::StatusOr<std::vector<ChunkIndex>> ChunksToVerify(TenantNumber tenant,
+                                                         const VerifyRequest& request,
                                                          uint64_t* total_bytes)
       ABSL_LOCKS_EXCLUDED(state_.mu);
   void VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer, VerifyReport* report)
@@ -159,8 +170,13 @@ class StoreImpl final : public Store, private SegmentObserver {
   using EndsAt = absl::flat_hash_map<ChunkIndex, std::vector<const std::string*>>;
   void ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  absl::Status ExplainPrompt(const Tenant& tenant, const ExplainRequest& request,
+                             const LayoutInfo* layout, Explanation* out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void Predict(Explanation* out) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout, const Prompt& prompt,
-                         const PromptMatch& match, Explanation* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+                         const PromptMatch& match, Explanation* out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void AddRun(ChunkIndex first, uint32_t depth, uint64_t token_begin, const EndsAt& ends,
               std::vector<TreeNode>* out, std::vector<PendingRun>* pending)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
@@ -170,13 +186,15 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   Session* CreateSession(TenantNumber tenant, const std::string& name, const LayoutInfo& layout)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void EraseSession(Session* session, std::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void EraseSession(Session* session, std::string_view reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ExpireSessions() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   // The session as the index shall hold it; spans before `first_changed_span` are there.
   IndexBatch SessionBatch(Session* session, size_t first_changed_span)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void PersistSession(Session* session, size_t first_changed_span,
-                      std::function<void(PersistResult)> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+                      std::function<void(PersistResult)> done)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   SessionInfo InfoOf(const Session& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   std::vector<Span> Slice(const Session& session, uint64_t begin, uint64_t end) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);

@@ -17,8 +17,10 @@ namespace {
 
 constexpr size_t kMaxProblems = 100;
 
-absl::Status CheckImage(std::span<const std::byte> image, const ChunkEntry& entry, const LayoutInfo& layout) {
-  TK_ASSIGN_OR_RETURN(const ChunkHeader header, DecodeChunkHeader(image, entry.id, entry.epoch, entry.root));
+absl::Status CheckImage(std::span<const std::byte> image, const ChunkEntry& entry,
+                        const LayoutInfo& layout) {
+  TK_ASSIGN_OR_RETURN(const ChunkHeader header,
+                      DecodeChunkHeader(image, entry.id, entry.epoch, entry.root));
   const ChunkGeometry& geometry = layout.Geometry(entry.token_count);
   for (uint32_t layer = 0; layer < layout.layout.layers.size(); ++layer) {
     TK_RETURN_IF_ERROR(VerifyPage(image, geometry, header, layer));
@@ -29,14 +31,15 @@ absl::Status CheckImage(std::span<const std::byte> image, const ChunkEntry& entr
 void AddProblem(VerifyReport* report, const ChunkEntry& entry, std::string_view where,
                 const absl::Status& status) {
   if (report->problems.size() == kMaxProblems) return;
-  report->problems.push_back(fmt::format("chunk {} in {}: {}", entry.id.ShortHex(), where, MessageOf(status)));
+  report->problems.push_back(
+      fmt::format("chunk {} in {}: {}", entry.id.ShortHex(), where, MessageOf(status)));
 }
 
 }  // namespace
 
 absl::StatusOr<std::vector<ChunkIndex>> StoreImpl::ChunksToVerify(TenantNumber tenant,
-                                                                 const VerifyRequest& request,
-                                                                 uint64_t* total_bytes) {
+                                                                  const VerifyRequest& request,
+                                                                  uint64_t* total_bytes) {
   absl::MutexLock lock(&state_.mu);
   TK_RETURN_IF_ERROR(CheckOpen());
   std::vector<ChunkIndex> chunks;
@@ -51,13 +54,15 @@ absl::StatusOr<std::vector<ChunkIndex>> StoreImpl::ChunksToVerify(TenantNumber t
   }
   for (const ChunkIndex chunk : chunks) {
     const ChunkEntry& entry = state_.catalog[chunk];
-    *total_bytes += ((entry.InHost() ? 1 : 0) + (entry.disk.IsNull() ? 0 : 1)) * entry.slot_blocks * kBlockBytes;
+    *total_bytes += ((entry.InHost() ? 1 : 0) + (entry.disk.IsNull() ? 0 : 1)) * entry.slot_blocks *
+                    kBlockBytes;
     state_.AddOperationRef(chunk);  // keeps the index meaning this chunk
   }
   return chunks;
 }
 
-void StoreImpl::VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer, VerifyReport* report) {
+void StoreImpl::VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer,
+                            VerifyReport* report) {
   ChunkEntry entry;
   std::span<const std::byte> image;
   const LayoutInfo* layout = nullptr;
@@ -114,10 +119,12 @@ void StoreImpl::VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer
   }
 }
 
-absl::StatusOr<VerifyReport> StoreImpl::Verify(TenantNumber tenant, const VerifyRequest& request,
-                                               const std::function<void(uint64_t, uint64_t)>& progress) {
+absl::StatusOr<VerifyReport> StoreImpl::Verify(
+    TenantNumber tenant, const VerifyRequest& request,
+    const std::function<void(uint64_t, uint64_t)>& progress) {
   uint64_t total_bytes = 0;
-  TK_ASSIGN_OR_RETURN(const std::vector<ChunkIndex> chunks, ChunksToVerify(tenant, request, &total_bytes));
+  TK_ASSIGN_OR_RETURN(const std::vector<ChunkIndex> chunks,
+                      ChunksToVerify(tenant, request, &total_bytes));
   VerifyReport report;
   AlignedBuffer buffer;
   for (const ChunkIndex chunk : chunks) {

@@ -113,6 +113,7 @@ void AddAllCommands(CommandLine& line) {
   AddSessionCommands(line);
   AddVerifyCommand(line);
   AddFileCommands(line);
+  AddBenchCommands(line);
   AddCompletionCommand(line);
 }
 

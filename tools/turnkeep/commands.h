@@ -38,6 +38,7 @@ void AddExplainCommand(CommandLine& line);     // explain           command_expl
 void AddSessionCommands(CommandLine& line);    // drop … ttl        commands_session.cc
 void AddVerifyCommand(CommandLine& line);      // verify            command_verify.cc
 void AddFileCommands(CommandLine& line);       // export, import    commands_file.cc
+void AddBenchCommands(CommandLine& line);      // bench store       command_bench.cc
 void AddCompletionCommand(CommandLine& line);  // completion        command_completion.cc
 
 // Registers everything above.
