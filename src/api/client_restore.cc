@@ -42,6 +42,13 @@ class ClientRestoreTicket : public RestoreTicket {
 
  private:
   absl::Status AddSpan(const wire::RestoreEntry& entry);
+  // Nearly all chunks are full, so the last answer mostly fits.
+  const ChunkGeometry* GeometryFor(uint32_t token_count) {
+    if (!sources_.empty() && sources_.back().geometry->token_count == token_count) {
+      return sources_.back().geometry;
+    }
+    return &parts_.layout->Geometry(token_count);
+  }
   absl::Status MapSpan(const wire::RestoreEntry& entry, SpanSource& source);
   absl::Status CheckAccess(size_t span, uint32_t layer) const;
   absl::StatusOr<const ChunkHeader*> HeaderOf(size_t span);
@@ -90,7 +97,7 @@ absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
   }
   SpanSource source{.epoch = entry.epoch,
                     .root = {.low = entry.root_low, .high = entry.root_high},
-                    .geometry = &parts_.layout->Geometry(entry.chunk_token_count)};
+                    .geometry = GeometryFor(entry.chunk_token_count)};
   std::memcpy(source.id.bytes.data(), entry.chunk, sizeof(entry.chunk));
   if (parts_.connection->shared_memory()) TK_RETURN_IF_ERROR(MapSpan(entry, source));
   spans_.push_back({.token_begin = entry.token_begin,

@@ -52,6 +52,8 @@ class ClientSaveTicket : public SaveTicket {
  private:
   absl::Status AddChunk(const wire::SaveEntry& entry);
   absl::Status SendPage(size_t chunk, uint32_t layer);
+  // Over TCP: a page changed after it was sent would be stored as it was before.
+  absl::Status CheckUnchanged() const;
 
   const std::shared_ptr<ClientConnection> connection_;
   const std::shared_ptr<const ClientLayout> layout_;
@@ -156,6 +158,21 @@ absl::Status ClientSaveTicket::SendPage(size_t chunk, uint32_t layer) {
   return absl::OkStatus();
 }
 
+absl::Status ClientSaveTicket::CheckUnchanged() const {
+  for (const ChunkImage& image : images_) {
+    for (uint32_t layer = 0; layer < layout_->layer_count(); ++layer) {
+      const Digest digest = ComputeDigest({.chunk = image.id, .layer = layer, .epoch = image.epoch},
+                                          PageIn(image.memory, *image.geometry, layer));
+      if (std::memcmp(&digest, image.memory.data() + kLayerDigestOffset + sizeof(Digest) * layer,
+                      sizeof(digest)) != 0) {
+        return DataLoss("commit: chunk {}: layer {} was changed after it was finished",
+                        image.id.ShortHex(), layer);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<CommitResult> ClientSaveTicket::Commit(absl::Duration deadline) {
   if (committed_.exchange(true, std::memory_order_acq_rel)) {
     return FailedPrecondition("commit: the save is committed already");
@@ -166,6 +183,7 @@ absl::StatusOr<CommitResult> ClientSaveTicket::Commit(absl::Duration deadline) {
       return FailedPrecondition("commit: layer {} is not finished", layer);
     }
   }
+  if (!connection_->shared_memory()) TK_RETURN_IF_ERROR(CheckUnchanged());
   wire::TicketRef ref;
   ref.set_ticket(ticket_);
   TK_ASSIGN_OR_RETURN(const auto reply, connection_->Call<wire::CommitReply>(

@@ -26,7 +26,6 @@
 #include "api/server_context.h"
 #include "api/turnkeep.pb.h"
 #include "api/unique_fd.h"
-#include "host_tier/arena.h"
 
 namespace turnkeep {
 
@@ -90,8 +89,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   // Sends the descriptors of those segments that the client does not have yet.
   absl::Status GrantSegments(const std::set<uint32_t>& segments);
   void RevokeSegments(const std::vector<uint32_t>& segments);
-  // Offset of a slot in its segment, which must have been granted.
-  absl::StatusOr<uint64_t> SlotOffset(SlotRef slot) const;
+  // Bytes of a slot of a segment, which must have been granted.
+  absl::StatusOr<uint64_t> SlotBytes(uint32_t segment) const;
 
   // Ends a connection that did what it must not. `reason` is a metric's label, one word.
   void Kick(const std::string& reason, const absl::Status& why);

@@ -220,10 +220,10 @@ absl::StatusOr<UniqueFd> ServerConnection::DuplicateSegment(uint32_t segment,
   return fd;
 }
 
-absl::StatusOr<uint64_t> ServerConnection::SlotOffset(SlotRef slot) const {
-  const auto it = granted_.find(slot.segment);
-  if (it == granted_.end()) return Internal("segment {}: used but not granted", slot.segment);
-  return slot.slot * it->second;
+absl::StatusOr<uint64_t> ServerConnection::SlotBytes(uint32_t segment) const {
+  const auto it = granted_.find(segment);
+  if (it == granted_.end()) return Internal("segment {}: used but not granted", segment);
+  return it->second;
 }
 
 void ServerConnection::RevokeSegments(const std::vector<uint32_t>& segments) {

@@ -205,16 +205,22 @@ absl::Status ConnectionTickets::SendSavePlan(uint64_t ticket, const SaveOperatio
   TK_CHECK(slots.size() == chunks.size());
   if (connection_.shared_memory()) TK_RETURN_IF_ERROR(GrantSlots(slots));
   auto entries = std::make_shared<std::vector<wire::SaveEntry>>(slots.size());
+  uint32_t segment = 0;  // neighbours mostly share one
+  uint64_t slot_bytes = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
     wire::SaveEntry& entry = (*entries)[i];
     std::memcpy(entry.chunk, slots[i].id.bytes.data(), sizeof(entry.chunk));
     entry.epoch = slots[i].epoch;
     entry.token_begin = chunks[i].token_begin;
     entry.token_count = chunks[i].token_count;
-    if (connection_.shared_memory()) {
-      entry.segment = slots[i].slot.segment;
-      TK_ASSIGN_OR_RETURN(entry.slot_offset, connection_.SlotOffset(slots[i].slot));
+    if (!connection_.shared_memory()) continue;
+    const SlotRef slot = slots[i].slot;
+    if (slot.segment != segment) {
+      TK_ASSIGN_OR_RETURN(slot_bytes, connection_.SlotBytes(slot.segment));
+      segment = slot.segment;
     }
+    entry.segment = segment;
+    entry.slot_offset = slot.slot * slot_bytes;
   }
   wire::SavePlan plan;
   plan.set_ticket(ticket);
@@ -317,6 +323,8 @@ absl::Status ConnectionTickets::SendRestorePlan(uint64_t ticket, Restore& restor
   TK_CHECK(slots.size() == spans.size());
   if (connection_.shared_memory()) TK_RETURN_IF_ERROR(GrantSlots(slots));
   auto entries = std::make_shared<std::vector<wire::RestoreEntry>>(slots.size());
+  uint32_t segment = 0;  // neighbours mostly share one
+  uint64_t slot_bytes = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
     wire::RestoreEntry& entry = (*entries)[i];
     std::memcpy(entry.chunk, slots[i].id.bytes.data(), sizeof(entry.chunk));
@@ -329,10 +337,14 @@ absl::Status ConnectionTickets::SendRestorePlan(uint64_t ticket, Restore& restor
     entry.first_in_chunk = spans[i].first_in_chunk;
     entry.chunk_token_count = spans[i].chunk_token_count;
     entry.tier = static_cast<uint32_t>(spans[i].tier);
-    if (connection_.shared_memory()) {
-      entry.segment = slots[i].slot.segment;
-      TK_ASSIGN_OR_RETURN(entry.slot_offset, connection_.SlotOffset(slots[i].slot));
+    if (!connection_.shared_memory()) continue;
+    const SlotRef slot = slots[i].slot;
+    if (slot.segment != segment) {
+      TK_ASSIGN_OR_RETURN(slot_bytes, connection_.SlotBytes(slot.segment));
+      segment = slot.segment;
     }
+    entry.segment = segment;
+    entry.slot_offset = slot.slot * slot_bytes;
   }
   wire::RestorePlan plan;
   plan.set_generation(operation.generation());
@@ -425,7 +437,11 @@ absl::Status ConnectionTickets::Release(const wire::Frame& frame) {
 
 absl::Status ConnectionTickets::GrantSlots(std::span<const ChunkSlot> slots) {
   std::set<uint32_t> segments;
-  for (const ChunkSlot& slot : slots) segments.insert(slot.slot.segment);
+  uint32_t last = 0;
+  for (const ChunkSlot& slot : slots) {
+    if (slot.slot.segment != last) segments.insert(slot.slot.segment);
+    last = slot.slot.segment;
+  }
   return connection_.GrantSegments(segments);
 }
 

@@ -68,7 +68,7 @@ void ToWire(const turnkeep::Prompt& prompt, Prompt* out) {
 }
 
 std::span<const std::byte> RawOf(const turnkeep::Prompt& prompt) {
-  if (prompt.hashed()) return {};
+  // Also beside hashes, which is an error that the other side names.
   return std::as_bytes(prompt.tokens);
 }
 
