@@ -328,6 +328,7 @@ TEST_F(Commands, UsageErrorsNameTheFieldAndTheValue) {
       {{"truncate", "alice", "--oldest-half", "--keep-prefix", "40"}, {"--keep-prefix", "40"}},
       {{"import", "/nowhere/x.tks"}, {"/nowhere/x.tks", "No such file"}},
       {{"export", "alice", "/nowhere/x.tks"}, {"/nowhere/x.tks", "No such file"}},
+      {{"fsck", "/nowhere"}, {"DIR", "/nowhere"}},
       {{"completion", "fish"}, {"fish"}},
   };
   for (const Case& one : cases) {

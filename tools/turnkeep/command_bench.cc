@@ -175,9 +175,9 @@ absl::StatusOr<ExitCode> RunBenchStore(Invocation& invocation, const BenchArgume
 }  // namespace
 
 void AddBenchCommands(CommandLine& line) {
-  CLI::App* group = line.app.add_subcommand("bench", "Measure this machine; needs no daemon");
+  CLI::App* group =
+      line.Add("bench", "Measure this machine; needs no daemon", {"turnkeep bench store"});
   group->require_subcommand(1);
-  group->fallthrough();
   CLI::App* command =
       line.AddTo(group, "store",
                  "Bandwidths, latencies, write amplification and memory of the store, each with\n"

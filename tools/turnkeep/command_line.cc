@@ -112,6 +112,7 @@ void AddAllCommands(CommandLine& line) {
   AddTopCommand(line);
   AddSessionCommands(line);
   AddVerifyCommand(line);
+  AddFsckCommand(line);
   AddFileCommands(line);
   AddBenchCommands(line);
   AddCompletionCommand(line);

@@ -37,6 +37,7 @@ void AddTreeCommand(CommandLine& line);        // tree              command_tree
 void AddExplainCommand(CommandLine& line);     // explain           command_explain.cc
 void AddSessionCommands(CommandLine& line);    // drop … ttl        commands_session.cc
 void AddVerifyCommand(CommandLine& line);      // verify            command_verify.cc
+void AddFsckCommand(CommandLine& line);        // fsck              command_fsck.cc
 void AddFileCommands(CommandLine& line);       // export, import    commands_file.cc
 void AddBenchCommands(CommandLine& line);      // bench store       command_bench.cc
 void AddCompletionCommand(CommandLine& line);  // completion        command_completion.cc
