@@ -7,9 +7,10 @@
 //
 // Thread-safe; many calls may run at once on the one connection. Calls block until the
 // answer is there, at most ClientOptions::request_timeout (Commit and WaitLayer: their
-// deadline). When the connection is lost, running calls fail with Unavailable, open
-// tickets end in a miss (the memory of their pages stays valid), and a background thread
-// reconnects; until it has, calls fail with Unavailable at once.
+// deadline). When the connection is lost, running calls fail with Unavailable; an open
+// restore keeps the layers that had arrived (their memory stays valid, and is verified as
+// ever) and misses the rest; a background thread reconnects, and until it has, calls fail
+// with Unavailable at once.
 //
 // Tickets may outlive the client: they then behave as after a lost connection.
 //

@@ -94,7 +94,9 @@ class BlockDevice {
   // refused (Describe() then says why). Until UnregisterMemory the memory must not be unmapped,
   // remapped or hole-punched. Regions must not overlap.
   virtual void RegisterMemory(std::span<std::byte> memory) = 0;
-  // Blocks until no operation uses the region. `memory` as given to RegisterMemory.
+  // Blocks until no operation transfers to or from the region; not for any `done`, so it
+  // may be called under a lock that a `done` takes, and inside one. `memory` as given to
+  // RegisterMemory; it may be unmapped afterwards, and other memory registered at its address.
   virtual void UnregisterMemory(std::span<std::byte> memory) = 0;
 
   // What is in use and why, one line for people: "io_uring, direct I/O, 3 of 3 segments

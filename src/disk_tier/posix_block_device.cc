@@ -127,11 +127,10 @@ class PosixBlockDevice : public BlockDevice {
       counters_.Count(request.op, transferred, status.ok());
       {
         absl::MutexLock lock(&mutex_);
-        --unfinished_;  // before `done`, which may submit the next
+        --unfinished_;        // before `done`, which may submit the next
+        running_[self] = {};  // and may take the buffer's memory back
       }
       request.done(status, transferred);
-      absl::MutexLock lock(&mutex_);
-      running_[self] = {};
     }
   }
 

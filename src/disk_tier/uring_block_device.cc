@@ -11,6 +11,8 @@
 #include <atomic>
 #include <cerrno>
 #include <deque>
+#include <iterator>
+#include <map>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -31,18 +33,25 @@ namespace {
 constexpr uint64_t kMaxEntryBytes = 256 * kMiB;  // the kernel stops at 2 GiB less a page
 constexpr int kMaxStalls = 64;                   // results without progress before giving up
 
+// Memory that was registered and not yet unregistered, as the callers see it.
+struct RegisteredMemory {
+  std::span<std::byte> memory;
+  uint32_t transfers = 0;  // submitted operations in it whose transfer has not ended
+};
+
 struct Operation {
   IoRequest request;
   int fd = -1;
   uint64_t transferred = 0;
   int stalls = 0;
-  UringMemory::Region* region = nullptr;
+  UringMemory::Region* region = nullptr;   // the ring's thread's
+  RegisteredMemory* registered = nullptr;  // counts this operation
   absl::Status status;
 };
 
 struct MemoryChange {
   std::span<std::byte> memory;
-  absl::Notification* removed = nullptr;  // null: add
+  bool add = true;
 };
 
 class UringBlockDevice : public BlockDevice {
@@ -101,6 +110,8 @@ class UringBlockDevice : public BlockDevice {
     unfinished_ += static_cast<uint32_t>(requests.size());
     for (size_t i = 0; i < requests.size(); ++i) {
       operations[i]->request = std::move(requests[i]);
+      operations[i]->registered = FindRegistered(operations[i]->request);
+      if (operations[i]->registered != nullptr) ++operations[i]->registered->transfers;
       incoming_.push_back(std::move(operations[i]));
     }
     WakeLocked();
@@ -109,18 +120,23 @@ class UringBlockDevice : public BlockDevice {
 
   void RegisterMemory(std::span<std::byte> memory) override {
     absl::MutexLock lock(&mutex_);
+    registered_[memory.data()] = {memory};
     changes_.push_back({memory});
     WakeLocked();
   }
 
+  // The ring's thread gives the pinned pages back later, in order with other changes: waiting
+  // for it here could wait for a `done` that waits for the caller.
   void UnregisterMemory(std::span<std::byte> memory) override {
-    absl::Notification removed;
-    {
-      absl::MutexLock lock(&mutex_);
-      changes_.push_back({memory, &removed});
-      WakeLocked();
-    }
-    removed.WaitForNotification();
+    absl::MutexLock lock(&mutex_);
+    const auto it = registered_.find(memory.data());
+    if (it == registered_.end()) return;
+    const RegisteredMemory* registered = &it->second;
+    const auto unused = [registered] { return registered->transfers == 0; };
+    mutex_.Await(absl::Condition(&unused));
+    registered_.erase(memory.data());
+    changes_.push_back({memory, /*add=*/false});
+    WakeLocked();
   }
 
   std::string Describe() const override {
@@ -182,15 +198,23 @@ class UringBlockDevice : public BlockDevice {
   bool TakeIncoming() {
     std::vector<std::unique_ptr<Operation>> operations;
     std::vector<MemoryChange> changes;
+    bool last = false;
     {
       absl::MutexLock lock(&mutex_);
       operations.swap(incoming_);
       changes.swap(changes_);
-      if (stopping_ && unfinished_ == 0 && changes.empty()) return true;
+      // Changes of memory that are still here are made first: nobody wakes the thread again.
+      last = stopping_ && unfinished_ == 0;
       wake_wanted_ = true;
     }
+    // Before the operations: those in memory that is being removed were taken in and have
+    // ended, and those in new memory come after its registration.
     for (const MemoryChange& change : changes) {
-      if (change.removed == nullptr) memory_.Add(change.memory);
+      if (change.add) {
+        memory_.Add(change.memory);
+      } else {
+        memory_.Remove(change.memory);
+      }
     }
     for (auto& operation : operations) {
       if (operation->request.op != IoOp::kSync) {
@@ -198,12 +222,7 @@ class UringBlockDevice : public BlockDevice {
       }
       waiting_.push_back(operation.release());
     }
-    // After the operations, which were submitted before the caller asked for removal.
-    for (const MemoryChange& change : changes) {
-      absl::Notification* removed = change.removed;
-      if (removed != nullptr) memory_.Remove(change.memory, [removed] { removed->Notify(); });
-    }
-    return false;
+    return last;
   }
 
   void Fill() {
@@ -306,6 +325,9 @@ class UringBlockDevice : public BlockDevice {
     {
       absl::MutexLock lock(&mutex_);
       unfinished_ -= static_cast<uint32_t>(finished_.size());
+      for (const Operation* operation : finished_) {
+        if (operation->registered != nullptr) --operation->registered->transfers;
+      }
     }
     for (Operation* raw : finished_) {
       std::unique_ptr<Operation> operation(raw);
@@ -314,6 +336,17 @@ class UringBlockDevice : public BlockDevice {
       if (operation->region != nullptr) memory_.Release(operation->region);
     }
     finished_.clear();
+  }
+
+  // The registered memory that holds all of the buffer; null if none.
+  RegisteredMemory* FindRegistered(const IoRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (request.op == IoOp::kSync) return nullptr;
+    const std::byte* begin = request.buffer.data();
+    auto it = registered_.upper_bound(begin);
+    if (it == registered_.begin()) return nullptr;
+    RegisteredMemory* registered = &std::prev(it)->second;
+    const std::byte* end = registered->memory.data() + registered->memory.size();
+    return begin + request.buffer.size() <= end ? registered : nullptr;
   }
 
   void WakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -334,6 +367,7 @@ class UringBlockDevice : public BlockDevice {
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<Operation>> incoming_ ABSL_GUARDED_BY(mutex_);
   std::vector<MemoryChange> changes_ ABSL_GUARDED_BY(mutex_);
+  std::map<const std::byte*, RegisteredMemory> registered_ ABSL_GUARDED_BY(mutex_);  // by start
   uint32_t unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
   bool wake_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

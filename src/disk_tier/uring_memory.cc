@@ -35,11 +35,18 @@ void UringMemory::Add(std::span<std::byte> memory) {
   Publish();
 }
 
-void UringMemory::Remove(std::span<std::byte> memory, std::function<void()> removed) {
+void UringMemory::Remove(std::span<std::byte> memory) {
   auto it = regions_.find(memory.data());
-  if (it == regions_.end()) return removed();
-  it->second->when_unused = std::move(removed);
-  if (it->second->users == 0) Forget(it->second.get());
+  if (it == regions_.end()) return;
+  std::unique_ptr<Region> region = std::move(it->second);
+  regions_.erase(it);
+  region->removed = true;
+  if (region->users == 0) {
+    Forget(*region);
+  } else {
+    leaving_.push_back(std::move(region));
+  }
+  Publish();
 }
 
 UringMemory::Region* UringMemory::Acquire(std::span<std::byte> buffer) {
@@ -54,7 +61,9 @@ UringMemory::Region* UringMemory::Acquire(std::span<std::byte> buffer) {
 
 void UringMemory::Release(Region* region) {
   TK_CHECK(region->users > 0);
-  if (--region->users == 0 && region->when_unused) Forget(region);
+  if (--region->users > 0 || !region->removed) return;
+  Forget(*region);
+  std::erase_if(leaving_, [region](const auto& left) { return left.get() == region; });
 }
 
 int UringMemory::FixedIndex(Region* region, const std::byte* address, uint64_t* bytes_left) {
@@ -100,20 +109,16 @@ bool UringMemory::Pin(Region* region, size_t piece) {
   return rc == 1;
 }
 
-void UringMemory::Forget(Region* region) {
-  for (size_t piece = 0; piece < region->pinned.size(); ++piece) {
-    if (!region->pinned[piece]) continue;
+void UringMemory::Forget(const Region& region) {
+  for (size_t piece = 0; piece < region.pinned.size(); ++piece) {
+    if (!region.pinned[piece]) continue;
     iovec none{nullptr, 0};
     __u64 tag = 0;
     int rc = io_uring_register_buffers_update_tag(
-        ring_, static_cast<unsigned>(region->first_index + piece), &none, &tag, 1);
+        ring_, static_cast<unsigned>(region.first_index + piece), &none, &tag, 1);
     TK_CHECK(rc == 1);  // no operation uses it
   }
-  if (!region->pinned.empty()) taken_.erase(region->first_index);
-  std::function<void()> removed = std::move(region->when_unused);
-  regions_.erase(region->memory.data());
-  Publish();
-  removed();
+  if (!region.pinned.empty()) taken_.erase(region.first_index);
 }
 
 void UringMemory::Publish() {

@@ -11,7 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -32,18 +31,18 @@ class UringMemory {
 
   struct Region {
     std::span<std::byte> memory;
-    uint32_t first_index = 0;           // of its pieces in the ring's table
-    std::vector<bool> pinned;           // by piece; empty when the table had no room
-    uint32_t users = 0;                 // operations taken from the queue and not finished
-    std::function<void()> when_unused;  // set by Remove
+    uint32_t first_index = 0;  // of its pieces in the ring's table
+    std::vector<bool> pinned;  // by piece; empty when the table had no room
+    uint32_t users = 0;        // operations taken from the queue and not finished
+    bool removed = false;
   };
 
   // Makes the empty table; `enabled` false or a refusal means plain buffers.
   void Init(io_uring* ring, bool enabled);
 
   void Add(std::span<std::byte> memory);
-  // Forgets the region as soon as it has no users, then calls `removed`.
-  void Remove(std::span<std::byte> memory, std::function<void()> removed);
+  // No operation finds the region any more; it is forgotten with its last user.
+  void Remove(std::span<std::byte> memory);
 
   // The region that holds all of `buffer`, its user count raised; null if none.
   Region* Acquire(std::span<std::byte> buffer);
@@ -58,13 +57,14 @@ class UringMemory {
  private:
   bool TakeIndices(uint32_t count, uint32_t* first);
   bool Pin(Region* region, size_t piece);
-  void Forget(Region* region);
+  void Forget(const Region& region);
   void Publish();
 
   io_uring* ring_ = nullptr;
   bool usable_ = false;
   std::string refusal_;  // why plain buffers are used, empty when they are not
   std::map<const std::byte*, std::unique_ptr<Region>> regions_;  // by start
+  std::vector<std::unique_ptr<Region>> leaving_;                 // removed, with users left
   std::map<uint32_t, uint32_t> taken_;                           // first index -> count
 
   mutable absl::Mutex mutex_;

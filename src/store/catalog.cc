@@ -39,9 +39,9 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
   if (const ChunkIndex found = Find(id); found != kNoChunk) {
     ChunkEntry& entry = entries_[found];
     if (entry.parent == kNoChunk && parent != kNoChunk) LinkToParent(found, parent);
-    if (entry.token_count == 0 && token_count > 0) {
+    // An entry without data may know only that the chunk has so many tokens at least (load.cc).
+    if (token_count > entry.token_count && !entry.HasData()) {
       entry.token_count = static_cast<uint16_t>(token_count);
-      ++chunk_count_;
     }
     return found;
   }
@@ -51,8 +51,8 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
     free_.pop_back();
   } else {
     TK_CHECK(entries_.size() < kMaxChunks);
-    index = static_cast<ChunkIndex>(entries_.size());
-    entries_.emplace_back();
+    index = entries_.size();
+    entries_.Add();
   }
   ChunkEntry& entry = entries_[index];
   entry = ChunkEntry{};
@@ -61,7 +61,6 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
   entry.layout = layout;
   entry.token_count = static_cast<uint16_t>(token_count);
   entry.in_use = true;
-  if (token_count > 0) ++chunk_count_;
   ids_.insert(index);
   if (parent != kNoChunk) LinkToParent(index, parent);
   return index;
@@ -79,7 +78,6 @@ void Catalog::EraseIfUnneeded(ChunkIndex index) {
     UnlinkFromParent(index);
     ids_.erase(index);
     entry.in_use = false;
-    if (entry.token_count > 0) --chunk_count_;
     free_.push_back(index);
     index = parent;
   }

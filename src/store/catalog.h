@@ -9,7 +9,7 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <vector>
 
 #include <absl/container/flat_hash_set.h>
@@ -66,6 +66,31 @@ struct ChunkEntry {
   bool InHost() const { return !host.is_null() && !host_damaged; }
 };
 
+// Entries by index in blocks that never move: growth copies nothing, and an index costs a
+// shift and a mask.
+class ChunkEntries {
+ public:
+  static constexpr uint32_t kBlockShift = 10;
+
+  ChunkEntry& operator[](ChunkIndex index) {
+    return blocks_[index >> kBlockShift][index & (kPerBlock - 1)];
+  }
+  const ChunkEntry& operator[](ChunkIndex index) const {
+    return blocks_[index >> kBlockShift][index & (kPerBlock - 1)];
+  }
+  ChunkIndex size() const { return size_; }
+  void Add() {
+    if ((size_ & (kPerBlock - 1)) == 0)
+      blocks_.push_back(std::make_unique<ChunkEntry[]>(kPerBlock));
+    ++size_;
+  }
+
+ private:
+  static constexpr uint32_t kPerBlock = 1u << kBlockShift;
+  std::vector<std::unique_ptr<ChunkEntry[]>> blocks_;
+  ChunkIndex size_ = 0;
+};
+
 class Catalog {
  public:
   Catalog();
@@ -84,21 +109,19 @@ class Catalog {
   // and then its parents likewise. Calls `erased` for none of them: they hold nothing.
   void EraseIfUnneeded(ChunkIndex index);
 
-  // Chunks, whether a tier holds them or not; roots and views are not counted.
-  uint64_t chunk_count() const { return chunk_count_; }
   // One past the largest index in use; visit with in_use.
-  ChunkIndex end() const { return static_cast<ChunkIndex>(entries_.size()); }
+  ChunkIndex end() const { return entries_.size(); }
 
  private:
   struct HashById {
     using is_transparent = void;
-    const std::deque<ChunkEntry>* entries;
+    const ChunkEntries* entries;
     size_t operator()(ChunkIndex index) const { return (*entries)[index].id.Prefix64(); }
     size_t operator()(const ChunkId& id) const { return id.Prefix64(); }
   };
   struct EqualById {
     using is_transparent = void;
-    const std::deque<ChunkEntry>* entries;
+    const ChunkEntries* entries;
     bool operator()(ChunkIndex a, ChunkIndex b) const { return a == b; }
     bool operator()(ChunkIndex a, const ChunkId& b) const { return (*entries)[a].id == b; }
     bool operator()(const ChunkId& a, ChunkIndex b) const { return (*entries)[b].id == a; }
@@ -107,9 +130,8 @@ class Catalog {
   void LinkToParent(ChunkIndex index, ChunkIndex parent);
   void UnlinkFromParent(ChunkIndex index);
 
-  std::deque<ChunkEntry> entries_;
+  ChunkEntries entries_;
   std::vector<ChunkIndex> free_;
-  uint64_t chunk_count_ = 0;
   absl::flat_hash_set<ChunkIndex, HashById, EqualById> ids_;
 };
 

@@ -62,7 +62,8 @@ std::shared_ptr<ChunkLoad> StoreImpl::JoinOrStartLoad(ChunkIndex chunk, RestoreJ
                   .root = entry.root,
                   .slot = *slot,
                   .memory = state_.arena->Memory(*slot),
-                  .token_count = entry.token_count};
+                  .token_count = entry.token_count,
+                  .geometry = &job->layout->Geometry(entry.token_count)};
   load->reads = ChunkLoad::PlanReads(job->layout->Geometry(job->layout->layout.chunk_tokens),
                                      job->layout->Geometry(entry.token_count));
   {

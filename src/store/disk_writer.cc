@@ -42,6 +42,7 @@ struct DiskWriter::Job {
 };
 
 struct DiskWriter::Group {
+  uint64_t number = 0;
   uint64_t session = 0;
   IndexBatch batch;
   uint32_t pending = 0;
@@ -69,6 +70,8 @@ void DiskWriter::Persist(uint64_t session, IndexBatch batch, std::span<const Chu
   state_->mu.AssertHeld();
   if (!state_->has_disk()) return done({.index = absl::OkStatus()});
   auto group = std::make_shared<Group>();
+  group->number = next_group_++;
+  unapplied_groups_.insert(group->number);
   group->session = session;
   group->batch = std::move(batch);
   group->done = std::move(done);
@@ -97,13 +100,14 @@ bool DiskWriter::WaitIdle(absl::Time deadline) {
   Wake();
   absl::MutexLock lock(&state_->mu);
   const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
-    return !state_->WriterHasWork() && running_jobs_ == 0 && running_index_ == 0 && groups_.empty();
+    return !state_->WriterHasWork() && running_jobs_ == 0 && running_index_ == 0 &&
+           groups_.empty() && deferred_.empty();
   };
   return state_->mu.AwaitWithDeadline(absl::Condition(&idle), deadline);
 }
 
 bool DiskWriter::HasWork() const {
-  return !ready_.empty() || !state_->removals.empty() ||
+  return !ready_.empty() || !state_->removals.empty() || !deferred_.empty() ||
          (!state_->to_write.empty() && (running_bytes_ == 0 || running_bytes_ < kMaxRunningBytes));
 }
 
@@ -119,6 +123,7 @@ void DiskWriter::Run() {
     if (!written.empty()) SyncAndIndex(std::move(written));
     Jobs jobs;
     std::vector<DiskRemoval> removals;
+    std::vector<ExtentRef> overwritten;
     std::vector<std::shared_ptr<Group>> ready;
     {
       absl::MutexLock lock(&state_->mu);
@@ -127,11 +132,12 @@ void DiskWriter::Run() {
         continue;
       }
       if (!HasWork()) continue;
-      removals.swap(state_->removals);
+      removals = TakeRemovals(&overwritten);
       ready.swap(ready_);
       jobs = TakeJobs();
       if (!state_->to_write.empty()) Wake();
     }
+    for (const ExtentRef extent : overwritten) state_->disk.extents->Free(extent);
     if (!removals.empty()) ApplyRemovals(std::move(removals), /*wait=*/false);
     for (auto& group : ready) ApplyGroup(std::move(group));
     if (!jobs.empty()) Write(std::move(jobs));
@@ -145,6 +151,29 @@ void DiskWriter::Run() {
     waiting_for_.clear();
   }
   for (auto& group : left) group->done({.index = Unavailable("the store is closing")});
+}
+
+std::vector<DiskRemoval> DiskWriter::TakeRemovals(std::vector<ExtentRef>* overwritten) {
+  for (const DiskRemoval& removal : state_->removals)
+    deferred_.push_back({removal, next_group_ - 1});
+  state_->removals.clear();
+  std::vector<DiskRemoval> ready;
+  std::deque<DeferredRemoval> left;
+  for (; !deferred_.empty(); deferred_.pop_front()) {
+    const DeferredRemoval& deferred = deferred_.front();
+    if (!unapplied_groups_.empty() && *unapplied_groups_.begin() <= deferred.after_group) break;
+    // The same chunk may have been saved again meanwhile.
+    const ChunkIndex chunk = state_->catalog.Find(deferred.removal.id);
+    if (chunk != kNoChunk && state_->placement.Writing(chunk)) {
+      left.push_back(deferred);
+    } else if (chunk != kNoChunk && !state_->catalog[chunk].disk.IsNull()) {
+      overwritten->push_back(deferred.removal.extent);
+    } else {
+      ready.push_back(deferred.removal);
+    }
+  }
+  deferred_.insert(deferred_.begin(), left.begin(), left.end());
+  return ready;
 }
 
 DiskWriter::Jobs DiskWriter::TakeJobs() {
@@ -249,6 +278,9 @@ bool DiskWriter::MakeRoom(uint64_t slot_bytes, int attempt) {
       attempt >= kEmptyFileAttempt ? state_->disk.extents->CheapestFileToEmpty(slot_bytes) : 0;
   {
     absl::MutexLock lock(&state_->mu);
+    // Only what is evicted here goes at once; the rest waits its turn (TakeRemovals).
+    std::vector<DiskRemoval> earlier;
+    earlier.swap(state_->removals);
     if (file == 0) {
       state_->Notify(Kind::kDiskSpaceNeeded, kNoChunk, slot_bytes);
     } else {
@@ -258,6 +290,7 @@ bool DiskWriter::MakeRoom(uint64_t slot_bytes, int attempt) {
       }
     }
     removals.swap(state_->removals);
+    state_->removals.swap(earlier);
   }
   if (removals.empty()) return false;
   ApplyRemovals(std::move(removals), /*wait=*/true);
@@ -414,6 +447,7 @@ void DiskWriter::ApplyGroup(std::shared_ptr<Group> group) {
       ++state_->counters.index_errors;
       state_->Warn("index: " + MessageOf(status));
     }
+    unapplied_groups_.erase(group->number);
     const auto it = groups_.find(group->session);
     TK_CHECK(it != groups_.end() && it->second.front() == group);
     it->second.pop_front();

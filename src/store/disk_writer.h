@@ -13,6 +13,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <thread>
@@ -67,6 +68,10 @@ class DiskWriter {
   void Run();
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
   Jobs TakeJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
+  // The removals that may be applied now. `overwritten` gets the extents whose chunk has a newer
+  // record in the index already.
+  std::vector<DiskRemoval> TakeRemovals(std::vector<ExtentRef>* overwritten)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
   void ApplyRemovals(std::vector<DiskRemoval> removals, bool wait);
   void Write(Jobs jobs);
   absl::Status Verify(const Job& job);
@@ -87,6 +92,16 @@ class DiskWriter {
   absl::flat_hash_map<uint64_t, std::deque<std::shared_ptr<Group>>> groups_
       ABSL_GUARDED_BY(state_->mu);
   std::vector<std::shared_ptr<Group>> ready_ ABSL_GUARDED_BY(state_->mu);
+  // A chunk that a change has let go of keeps its record until that change is in the index: a
+  // crash in between shows the session as it was. Every removal waits for the persists that
+  // were begun before it, or with it.
+  struct DeferredRemoval {
+    DiskRemoval removal;
+    uint64_t after_group = 0;
+  };
+  std::deque<DeferredRemoval> deferred_ ABSL_GUARDED_BY(state_->mu);
+  std::set<uint64_t> unapplied_groups_ ABSL_GUARDED_BY(state_->mu);
+  uint64_t next_group_ ABSL_GUARDED_BY(state_->mu) = 1;
   uint64_t running_jobs_ ABSL_GUARDED_BY(state_->mu) = 0;
   uint64_t running_bytes_ ABSL_GUARDED_BY(state_->mu) = 0;
   uint64_t running_index_ ABSL_GUARDED_BY(state_->mu) = 0;

@@ -42,18 +42,14 @@ absl::Time After(absl::Duration duration) { return absl::Now() + duration; }
 class EmbeddedSave : public SaveTicket {
  public:
   explicit EmbeddedSave(std::unique_ptr<SaveOperation> operation)
-      : operation_(std::move(operation)), finished_(operation_->layout().layers.size()) {
-    for (const ChunkSlot& slot : operation_->slots()) {
-      geometries_.push_back(GeometryOf(operation_->layout(), slot.token_count));
-    }
-  }
+      : operation_(std::move(operation)), finished_(operation_->layout().layers.size()) {}
 
   uint64_t known_tokens() const override { return operation_->known_tokens(); }
   uint64_t accepted_tokens() const override { return operation_->accepted_tokens(); }
   std::span<const ChunkToSave> chunks() const override { return operation_->chunks(); }
 
   std::span<std::byte> Page(size_t chunk, uint32_t layer) override {
-    return PageIn(operation_->slots()[chunk].memory, geometries_[chunk], layer);
+    return PageIn(operation_->slots()[chunk].memory, *operation_->slots()[chunk].geometry, layer);
   }
 
   absl::Status FinishLayer(uint32_t layer) override {
@@ -62,7 +58,7 @@ class EmbeddedSave : public SaveTicket {
       return InvalidArgument("finish layer {}: the layout has {}", layer, layers);
     const auto slots = operation_->slots();
     for (size_t i = 0; i < slots.size(); ++i) {
-      SealPage(slots[i].memory, geometries_[i], slots[i].id, slots[i].epoch, layer);
+      SealPage(slots[i].memory, *slots[i].geometry, slots[i].id, slots[i].epoch, layer);
     }
     absl::MutexLock lock(&mu_);
     finished_[layer] = true;
@@ -93,7 +89,6 @@ class EmbeddedSave : public SaveTicket {
 
  private:
   std::unique_ptr<SaveOperation> operation_;
-  std::vector<ChunkGeometry> geometries_;
   absl::Mutex mu_;
   std::vector<bool> finished_ ABSL_GUARDED_BY(mu_);
   bool committed_ ABSL_GUARDED_BY(mu_) = false;
@@ -103,10 +98,7 @@ class EmbeddedRestore : public RestoreTicket {
  public:
   EmbeddedRestore(std::unique_ptr<RestoreOperation> operation, absl::Time deadline)
       : operation_(std::move(operation)), shared_(std::make_shared<Shared>()), deadline_(deadline) {
-    for (const ChunkSlot& slot : operation_->slots()) {
-      geometries_.push_back(GeometryOf(operation_->layout(), slot.token_count));
-    }
-    headers_.resize(geometries_.size());
+    headers_.resize(operation_->slots().size());
     operation_->Observe([shared = shared_](const RestoreProgress& progress) {
       absl::MutexLock lock(&shared->mu);
       shared->progress = progress;
@@ -144,20 +136,21 @@ class EmbeddedRestore : public RestoreTicket {
 
   absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override {
     TK_ASSIGN_OR_RETURN(const ChunkHeader* header, VerifiedHeader(span, layer));
-    const absl::Status status = turnkeep::ReadPage(operation_->slots()[span].memory,
-                                                   geometries_[span], *header, layer, destination);
+    const absl::Status status =
+        turnkeep::ReadPage(operation_->slots()[span].memory, *operation_->slots()[span].geometry,
+                           *header, layer, destination);
     if (absl::IsDataLoss(status)) operation_->ReportDamage(span, layer);
     return status;
   }
 
   std::span<const std::byte> Page(size_t span, uint32_t layer) override {
-    return PageIn(operation_->slots()[span].memory, geometries_[span], layer);
+    return PageIn(operation_->slots()[span].memory, *operation_->slots()[span].geometry, layer);
   }
 
   absl::Status VerifyPage(size_t span, uint32_t layer) override {
     TK_ASSIGN_OR_RETURN(const ChunkHeader* header, VerifiedHeader(span, layer));
-    const absl::Status status =
-        turnkeep::VerifyPage(operation_->slots()[span].memory, geometries_[span], *header, layer);
+    const absl::Status status = turnkeep::VerifyPage(
+        operation_->slots()[span].memory, *operation_->slots()[span].geometry, *header, layer);
     if (absl::IsDataLoss(status)) operation_->ReportDamage(span, layer);
     return status;
   }
@@ -175,9 +168,9 @@ class EmbeddedRestore : public RestoreTicket {
   };
 
   absl::StatusOr<const ChunkHeader*> VerifiedHeader(size_t span, uint32_t layer) {
-    if (span >= geometries_.size() || layer >= operation_->layout().layers.size()) {
-      return InvalidArgument("read page: span {} of {}, layer {} of {}", span, geometries_.size(),
-                             layer, operation_->layout().layers.size());
+    if (span >= operation_->slots().size() || layer >= operation_->layout().layers.size()) {
+      return InvalidArgument("read page: span {} of {}, layer {} of {}", span,
+                             operation_->slots().size(), layer, operation_->layout().layers.size());
     }
     const RestoredSpan& where = operation_->spans()[span];
     {
@@ -206,7 +199,6 @@ class EmbeddedRestore : public RestoreTicket {
   std::unique_ptr<RestoreOperation> operation_;
   std::shared_ptr<Shared> shared_;
   const absl::Time deadline_;
-  std::vector<ChunkGeometry> geometries_;
   absl::Mutex headers_mu_;
   std::vector<std::unique_ptr<ChunkHeader>> headers_ ABSL_GUARDED_BY(headers_mu_);
 };

@@ -54,13 +54,19 @@ void IndexLoader::OnChunk(const ChunkRecord& record) {
 
 void IndexLoader::OnSession(const SessionRecord& record) {
   state_->mu.AssertHeld();
+  Session* same_name = state_->sessions.Find(record.tenant, record.name);
   if (state_->registry.TenantAt(record.tenant) == nullptr ||
       state_->registry.LayoutAt(record.layout) == nullptr ||
-      state_->sessions.Find(record.tenant, record.name) != nullptr) {
+      (same_name != nullptr && same_name->number > record.number)) {
     OnDamaged({.family = IndexFamily::kSessions,
                .key = record.name,
-               .reason = "names no known tenant or layout, or a name twice"});
+               .reason = "names no known tenant or layout, or is older than one of its name"});
     return;
+  }
+  if (same_name != nullptr) {
+    // Its end did not reach the index, but a later session of the name did.
+    superseded_.DeleteSession(same_name->number, same_name->most_span_blocks);
+    state_->sessions.Erase(same_name);
   }
   Session* session = state_->sessions.Create(record.tenant, record.name, record.number);
   session->generation = record.generation;
@@ -71,7 +77,7 @@ void IndexLoader::OnSession(const SessionRecord& record) {
                        ? 0
                        : std::max<int64_t>(1, record.expires_unix_s - record.last_used_unix_s);
   session->pinned = record.pinned;
-  session->persisted_span_blocks = record.span_blocks;
+  session->persisted_span_blocks = session->most_span_blocks = record.span_blocks;
   state_->sessions.UpdateExpiry(session);
 }
 
@@ -85,11 +91,9 @@ void IndexLoader::OnSpanBlock(const SpanBlock& block) {
   for (const ChunkSlice& slice : block.slices) {
     if (slice.count == 0 || uint64_t{slice.first} + slice.count > layout.layout.chunk_tokens)
       return;
-    ChunkIndex chunk = state_->catalog.Find(slice.chunk);
-    if (chunk == kNoChunk) {
-      chunk = state_->catalog.FindOrCreate(slice.chunk, kNoChunk, session->tenant, session->layout,
-                                           slice.first + slice.count);
-    }
+    // Of a chunk without a record only this is known: that it has so many tokens at least.
+    const ChunkIndex chunk = state_->catalog.FindOrCreate(
+        slice.chunk, kNoChunk, session->tenant, session->layout, slice.first + slice.count);
     ChunkEntry& entry = state_->catalog[chunk];
     if (!entry.HasData()) {
       entry.missing_reason = MissingReason::kNotOnDiskAtRestart;

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <utility>
 
 #include "disk_tier/index.h"
+#include "disk_tier/index_batch.h"
 #include "store/state.h"
 
 namespace turnkeep {
@@ -26,8 +27,12 @@ class IndexLoader : public IndexVisitor {
   // refers to (a crash between a session's end and its chunks').
   void Finish(const IndexMeta& meta);
 
+  // Deletes the records of sessions that a later one of the same name replaced.
+  IndexBatch TakeSuperseded() { return std::move(superseded_); }
+
  private:
   StoreState* const state_;
+  IndexBatch superseded_;
   uint64_t damaged_ = 0;
 };
 

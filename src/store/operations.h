@@ -35,7 +35,9 @@ struct ChunkSlot {
   Digest root;  // of the header; zero for a chunk that is being saved
   SlotRef slot;
   std::span<std::byte> memory;  // the slot's image: header and layer pages
-  uint32_t token_count = 0;     // fixes the geometry: GeometryOf(layout, token_count)
+  uint32_t token_count = 0;     // fixes the geometry
+  // GeometryOf(layout, token_count); lives as long as the store.
+  const ChunkGeometry* geometry = nullptr;
 };
 
 class SaveOperation {

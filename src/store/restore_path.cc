@@ -123,6 +123,7 @@ void StoreImpl::ClipMatch(uint64_t max_tokens, PromptMatch* match) {
 void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
   uint64_t at = 0;
   std::string reason = match.stop_reason;
+  const ChunkGeometry& full = job->layout->Geometry(job->layout->layout.chunk_tokens);
   job->spans.reserve(match.spans.size());
   job->slots.reserve(match.spans.size());
   job->span_states.reserve(match.spans.size());
@@ -151,14 +152,20 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
          .root = entry.root,
          .slot = entry.host,
          .memory = entry.InHost() ? state_.HostImage(entry) : std::span<std::byte>{},
-         .token_count = entry.token_count});
+         .token_count = entry.token_count,
+         .geometry = entry.token_count == full.token_count
+                         ? &full
+                         : &job->layout->Geometry(entry.token_count)});
     job->span_states.push_back({.chunk = span.chunk, .host_pinned = entry.InHost()});
     at += span.count;
   }
   job->SetValidTokens(at, std::move(reason));
   // Touched from the last to the first, so that a prefix outlives what depends on it.
-  for (size_t i = job->spans.size(); i-- > 0;)
-    state_.Notify(Kind::kTouched, job->span_states[i].chunk);
+  std::vector<ChunkIndex> touched(job->spans.size());
+  for (size_t i = 0; i < touched.size(); ++i) {
+    touched[touched.size() - 1 - i] = job->span_states[i].chunk;
+  }
+  state_.NotifyAll(Kind::kTouched, touched);
 }
 
 void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {

@@ -141,9 +141,8 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
     known_tokens_ += span.count;
   }
   const absl::Status status = PlanRest(request, kept.binding);
-  for (auto it = held_.rbegin(); it != held_.rend(); ++it) {
-    store_->state_.Notify(Kind::kTouched, *it);
-  }
+  const std::vector<ChunkIndex> touched(held_.rbegin(), held_.rend());
+  store_->state_.NotifyAll(Kind::kTouched, touched);
   return status;
 }
 
@@ -270,7 +269,8 @@ bool SaveTask::TakeSlots() {
                       .epoch = added.header.epoch,
                       .slot = *slot,
                       .memory = state.arena->Memory(*slot),
-                      .token_count = added.header.token_count});
+                      .token_count = added.header.token_count,
+                      .geometry = &layout_->Geometry(added.header.token_count)});
   }
   return true;
 }
@@ -302,9 +302,10 @@ void StoreImpl::RetryWaitingSaves(std::vector<WaitingSave>* finished) {
   for (size_t i = waiting_saves_.size(); i > 0; --i) {
     WaitingSave waiting = std::move(waiting_saves_.front());
     waiting_saves_.pop_front();
-    const bool give_up =
-        state_.closing || state_.NowNs() >= waiting.deadline_ns || !state_.placement.RoomIsComing();
-    if (waiting.task->TakeSlots() || give_up) {
+    // Trying may itself start writes that make room, so it comes first.
+    const bool all = waiting.task->TakeSlots();
+    if (all || state_.closing || state_.NowNs() >= waiting.deadline_ns ||
+        !state_.placement.RoomIsComing()) {
       finished->push_back(std::move(waiting));
     } else {
       waiting_saves_.push_back(std::move(waiting));

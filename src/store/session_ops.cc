@@ -93,6 +93,10 @@ void StoreImpl::EraseSession(Session* session, std::string_view reason) {
 
 IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) {
   IndexBatch batch;
+  if (std::exchange(session->rewrite, false)) {
+    first_changed_span = 0;
+    session->persisted_span_blocks = session->most_span_blocks;
+  }
   const auto blocks =
       static_cast<uint32_t>(DivideRoundUp(session->spans.size(), kSlicesPerSpanBlock));
   batch.PutSession({.number = session->number,
@@ -122,6 +126,7 @@ IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) 
     batch.DeleteSpanBlocks(session->number, blocks, session->persisted_span_blocks);
   }
   session->persisted_span_blocks = blocks;
+  session->most_span_blocks = std::max(session->most_span_blocks, blocks);
   return batch;
 }
 
@@ -135,15 +140,22 @@ void StoreImpl::PersistSession(Session* session, size_t first_changed_span,
       if (entry.disk.IsNull() && entry.InHost()) chunks.push_back(span.chunk);
     }
   }
-  writer_->Persist(session->number, SessionBatch(session, first_changed_span), chunks,
-                   std::move(done));
+  const uint64_t number = session->number;
+  const auto noted = [this, number, done = std::move(done)](const PersistResult& result) {
+    if (!result.index.ok()) {
+      absl::MutexLock lock(&state_.mu);
+      if (Session* failed = state_.sessions.FindNumber(number)) failed->rewrite = true;
+    }
+    done(result);
+  };
+  writer_->Persist(number, SessionBatch(session, first_changed_span), chunks, noted);
 }
 
 void StoreImpl::ExpireSessions() {
   while (Session* session = state_.sessions.NextExpired(state_.UnixSeconds())) {
     ++state_.counters.sessions_expired;
     IndexBatch batch;
-    batch.DeleteSession(session->number, session->persisted_span_blocks);
+    batch.DeleteSession(session->number, session->most_span_blocks);
     const uint64_t number = session->number;
     state_.RememberSession(session->tenant, session->name, "reached the end of its time to live");
     EraseSession(session, "its session's time to live ended");
@@ -246,7 +258,7 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
     TK_RETURN_IF_ERROR(CheckOpen());
     TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, name));
     IndexBatch batch;
-    batch.DeleteSession(session->number, session->persisted_span_blocks);
+    batch.DeleteSession(session->number, session->most_span_blocks);
     const uint64_t number = session->number;
     state_.RememberSession(session->tenant, name, "was dropped");
     EraseSession(session, "its session was dropped");
@@ -345,7 +357,8 @@ SessionInfo StoreImpl::InfoOf(const Session& session) {
   const ChunkId root = state_.registry.TenantAt(session.tenant)->hasher.Root(layout.fingerprint);
   if (!session.spans.empty()) {
     const ChunkIndex parent = state_.catalog[session.spans[0].chunk].parent;
-    if (state_.catalog[parent].id != root) info.truncated = true;
+    // The parent of a chunk that was lost at a restart is not known.
+    if (parent != kNoChunk && state_.catalog[parent].id != root) info.truncated = true;
   }
   return info;
 }

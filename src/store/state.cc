@@ -44,10 +44,19 @@ StoreState::StoreState(StoreOptions store_options, std::unique_ptr<HostArena> ho
       placement(std::move(rules)) {}
 
 void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes) {
+  Notify(kind, chunk, bytes, NowNs());
+}
+
+void StoreState::NotifyAll(Kind kind, std::span<const ChunkIndex> chunks) {
+  const int64_t now_ns = NowNs();
+  for (const ChunkIndex chunk : chunks) Notify(kind, chunk, 0, now_ns);
+}
+
+void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns) {
   // Carrying out an action may notify again: the list is taken first.
   std::vector<PlacementAction> actions = std::move(actions_);
   actions.clear();
-  placement.Handle({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = NowNs()}, &actions);
+  placement.Handle({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = now_ns}, &actions);
   for (const PlacementAction& action : actions) Carry(action);
   actions.clear();
   actions_ = std::move(actions);
@@ -111,7 +120,7 @@ void StoreState::DropOperationRef(ChunkIndex chunk) {
 }
 
 void StoreState::AddSessionRef(ChunkIndex chunk, bool pinned) {
-  ++catalog[chunk].session_refs;
+  if (++catalog[chunk].session_refs == 1) ++referenced_chunks;
   if (pinned) Notify(Kind::kPinned, chunk);
 }
 
@@ -120,6 +129,7 @@ void StoreState::DropSessionRef(ChunkIndex chunk, bool pinned, std::string_view 
   if (pinned) Notify(Kind::kUnpinned, chunk);
   TK_CHECK(entry.session_refs > 0);
   if (--entry.session_refs > 0) return;
+  --referenced_chunks;
   Remember(entry.id, reason);
   if (entry.operation_refs == 0) Forget(chunk);
 }
@@ -128,14 +138,14 @@ void StoreState::PinHost(ChunkIndex chunk) {
   ChunkEntry& entry = catalog[chunk];
   TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT16_MAX);
   ++entry.host_pins;
-  Notify(Kind::kHostPinned, chunk);
+  Notify(Kind::kHostPinned, chunk, 0, 0);
 }
 
 void StoreState::UnpinHost(ChunkIndex chunk) {
   ChunkEntry& entry = catalog[chunk];
   TK_CHECK(entry.host_pins > 0);
   --entry.host_pins;
-  Notify(Kind::kHostUnpinned, chunk);
+  Notify(Kind::kHostUnpinned, chunk, 0, 0);
   SettleDamagedHost(chunk);
 }
 

@@ -62,6 +62,7 @@ class StoreState {
   uint64_t next_epoch ABSL_GUARDED_BY(mu) = 1;
   uint64_t next_session ABSL_GUARDED_BY(mu) = 1;
   uint64_t open_tickets ABSL_GUARDED_BY(mu) = 0;
+  uint64_t referenced_chunks ABSL_GUARDED_BY(mu) = 0;  // by at least one session
   bool closing ABSL_GUARDED_BY(mu) = false;
   std::vector<std::string> warnings ABSL_GUARDED_BY(mu);
 
@@ -77,6 +78,10 @@ class StoreState {
 
   // Tells the placement and carries out what it answers.
   void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes = 0)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // The same for many chunks at one time, in order.
+  void NotifyAll(PlacementEvent::Kind kind, std::span<const ChunkIndex> chunks)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
   // A host slot for `tenant`, evicting what the placement says. ResourceExhausted when
@@ -129,6 +134,8 @@ class StoreState {
   }
 
  private:
+  void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Carry(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void FreeHostCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void GiveUpDiskCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);

@@ -102,7 +102,7 @@ StoreStatus StoreImpl::GetStatus() {
   status.policy = state_.options.policy;
   status.uptime_s = static_cast<double>(state_.NowNs() - opened_ns_) * 1e-9;
   status.session_count = state_.sessions.size();
-  status.chunk_count = state_.catalog.chunk_count();
+  status.chunk_count = state_.referenced_chunks;
   status.open_tickets = state_.open_tickets;
   status.host = {.capacity_bytes = host.capacity_bytes,
                  .reserved_bytes = arena.segment_bytes,
@@ -149,7 +149,7 @@ StoreStatus StoreImpl::GetStatus() {
       "restore_seconds", "From the begin of a restore until every layer is in host memory",
       state_.restore_latency));
   counts.Gauge("sessions", "", "Sessions", static_cast<double>(status.session_count));
-  counts.Gauge("chunks", "", "Chunks known, evicted ones included",
+  counts.Gauge("chunks", "", "Chunks that sessions refer to, evicted ones included",
                static_cast<double>(status.chunk_count));
   counts.Gauge("open_tickets", "", "Saves and restores running",
                static_cast<double>(status.open_tickets));

@@ -142,6 +142,7 @@ absl::Status StoreImpl::OpenDisk() {
   IndexLoader loader(&state_);
   TK_ASSIGN_OR_RETURN(state_.disk, OpenDiskTier(std::move(disk), loader));
   loader.Finish(state_.disk.meta);
+  opening_changes_ = loader.TakeSuperseded();
   for (const std::string& problem : state_.disk.report.problems)
     state_.Warn("recovery: " + problem);
   return absl::OkStatus();
@@ -156,7 +157,7 @@ absl::Status StoreImpl::StartRun() {
     };
   }
   if (state_.has_disk()) {
-    IndexBatch batch;
+    IndexBatch batch = std::move(opening_changes_);
     {
       absl::MutexLock lock(&state_.mu);
       batch.SetNextEpoch(state_.next_epoch + kEpochsPerRun);
@@ -301,21 +302,30 @@ absl::StatusOr<TenantNumber> StoreImpl::OpenTenant(const std::string& name) {
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    if (const Tenant* known = state_.registry.FindTenant(name)) return TenantNumber{known->number};
-    const size_t number = state_.registry.tenants().size();
-    if (number >= kMaxTenants)
-      return ResourceExhausted("tenant '{}': {} tenants is the limit", name, kMaxTenants);
-    TenantKey key;
-    if (RAND_bytes(key.data(), static_cast<int>(key.size())) != 1) {
-      return Internal("tenant '{}': no random bytes for its key", name);
+    tenant = state_.registry.FindTenant(name);
+    if (tenant != nullptr && !unwritten_tenants_.contains(tenant->number)) {
+      return TenantNumber{tenant->number};
     }
-    tenant = state_.registry.AddTenant(static_cast<uint16_t>(number), name, key);
+    if (tenant == nullptr) {
+      const size_t number = state_.registry.tenants().size();
+      if (number >= kMaxTenants) {
+        return ResourceExhausted("tenant '{}': {} tenants is the limit", name, kMaxTenants);
+      }
+      TenantKey key;
+      if (RAND_bytes(key.data(), static_cast<int>(key.size())) != 1) {
+        return Internal("tenant '{}': no random bytes for its key", name);
+      }
+      tenant = state_.registry.AddTenant(static_cast<uint16_t>(number), name, key);
+      unwritten_tenants_.insert(tenant->number);
+    }
   }
   if (state_.has_disk()) {
     IndexBatch batch;
     batch.PutTenant({.number = tenant->number, .name = name, .key = tenant->key});
     TK_RETURN_IF_ERROR(ApplyBlocking(*state_.disk.index, std::move(batch), SyncMode::kSync));
   }
+  absl::MutexLock lock(&state_.mu);
+  unwritten_tenants_.erase(tenant->number);
   return TenantNumber{tenant->number};
 }
 
@@ -340,17 +350,24 @@ absl::StatusOr<Fingerprint> StoreImpl::RegisterLayout(const KvLayout& layout) {
   {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
-    if (state_.registry.FindLayout(fingerprint) != nullptr) return fingerprint;
-    const size_t number = state_.registry.layouts().size();
-    if (number >= kMaxLayouts)
-      return ResourceExhausted("layout '{}': {} layouts is the limit", layout.model, kMaxLayouts);
-    info = state_.registry.AddLayout(static_cast<uint16_t>(number), layout);
+    info = state_.registry.FindLayout(fingerprint);
+    if (info != nullptr && !unwritten_layouts_.contains(info->number)) return fingerprint;
+    if (info == nullptr) {
+      const size_t number = state_.registry.layouts().size();
+      if (number >= kMaxLayouts) {
+        return ResourceExhausted("layout '{}': {} layouts is the limit", layout.model, kMaxLayouts);
+      }
+      info = state_.registry.AddLayout(static_cast<uint16_t>(number), layout);
+      unwritten_layouts_.insert(info->number);
+    }
   }
   if (state_.has_disk()) {
     IndexBatch batch;
     batch.PutLayout({.number = info->number, .encoding = EncodeLayout(layout)});
     TK_RETURN_IF_ERROR(ApplyBlocking(*state_.disk.index, std::move(batch), SyncMode::kSync));
   }
+  absl::MutexLock lock(&state_.mu);
+  unwritten_layouts_.erase(info->number);
   return fingerprint;
 }
 

@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -201,11 +202,15 @@ class StoreImpl final : public Store, private SegmentObserver {
   std::string WhyMissing(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   StoreState state_;
+  IndexBatch opening_changes_;  // what loading the index found to be put right
   std::unique_ptr<DiskWriter> writer_;
   std::function<void(uint32_t)> released_segments_ ABSL_GUARDED_BY(state_.mu);
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<ChunkLoad>> loads_ ABSL_GUARDED_BY(state_.mu);
   // Reads whose callbacks have not returned; the destructor waits for them.
   uint64_t reads_running_ ABSL_GUARDED_BY(state_.mu) = 0;
+  // Numbers whose index record has not been written yet; every call tries again.
+  std::set<uint16_t> unwritten_tenants_ ABSL_GUARDED_BY(state_.mu);
+  std::set<uint16_t> unwritten_layouts_ ABSL_GUARDED_BY(state_.mu);
   std::deque<WaitingSave> waiting_saves_ ABSL_GUARDED_BY(state_.mu);
   bool room_made_ ABSL_GUARDED_BY(state_.mu) = false;
   bool stop_ ABSL_GUARDED_BY(state_.mu) = false;

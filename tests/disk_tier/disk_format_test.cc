@@ -1,4 +1,6 @@
 // The worked example of docs/disk_format.md is what the code writes, byte for byte.
+//
+// Size: Example prints the document's example from top to bottom, in the document's order.
 #include <fstream>
 #include <sstream>
 #include <string>

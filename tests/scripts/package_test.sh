@@ -44,17 +44,20 @@ stop_daemon
 
 # Another Linux, as near as this machine comes to one: a root with glibc and the bundle alone.
 root="$scratch/root"
-mkdir -p "$root/lib64" "$root/tmp"
+mkdir -p "$root/lib64" "$root/lib/x86_64-linux-gnu" "$root/tmp"
 cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
 for library in libc.so.6 libm.so.6 libpthread.so.0 libdl.so.2 librt.so.1 libresolv.so.2; do
-  cp -L "/lib/x86_64-linux-gnu/$library" "$root/lib64/"
+  cp -L "/lib/x86_64-linux-gnu/$library" "$root/lib/x86_64-linux-gnu/"
 done
 cp -r "$top" "$root/turnkeep"
-chroot=(chroot)
-[[ $(id -u) -eq 0 ]] || chroot=(unshare --map-root-user chroot)
+PATH="$PATH:/usr/sbin"
+chroot=("$(command -v chroot)")
+[[ $(id -u) -eq 0 ]] || chroot=("$(command -v unshare)" --map-root-user "${chroot[@]}")
 if "${chroot[@]}" "$root" /lib64/ld-linux-x86-64.so.2 --version >/dev/null 2>&1; then
-  env -i "${chroot[@]}" "$root" /turnkeep/bin/turnkeep --version
-  env -i "${chroot[@]}" "$root" /turnkeep/bin/turnkeepd --dir /tmp/d --print-config >/dev/null
+  # Without /proc the loader cannot find out where the program lies, so it is told.
+  bare=(env -i LD_ORIGIN_PATH=/turnkeep/bin)
+  "${bare[@]}" "${chroot[@]}" "$root" /turnkeep/bin/turnkeep --version
+  "${bare[@]}" "${chroot[@]}" "$root" /turnkeep/bin/turnkeepd --dir /tmp/d --print-config >/dev/null
   echo "runs in a root that holds glibc and the bundle alone"
 else
   echo "chroot is not allowed here; the run in a root of its own was left out"

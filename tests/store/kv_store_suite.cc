@@ -88,15 +88,4 @@ StoreStatus KvStoreSuite::Status() {
   }
 }
 
-KvContext ContextOf(uint64_t seed, uint64_t count, uint64_t salt) {
-  KvContext context(salt);
-  context.Append(MakeTokens(seed, count));
-  return context;
-}
-
-KvContext Extended(KvContext context, uint64_t seed, uint64_t count) {
-  context.Append(MakeTokens(seed, count));
-  return context;
-}
-
 }  // namespace turnkeep::testing

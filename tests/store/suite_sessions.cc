@@ -94,12 +94,12 @@ TEST_P(KvStoreSuite, AnyRangeCanBeDroppedAndAppendedTo) {
     const KvContext base = ContextOf(1, count);
     for (const Cut& cut : kCuts) {
       SCOPED_TRACE(c.name + ", " + cut.name);
-      if (static_cast<uint64_t>(cut.begin * count) == static_cast<uint64_t>(cut.end * count)) continue;
       Forget("s");
       Save(pattern, "s", base);
       const StoreStatus before = Status();
       const auto begin = static_cast<uint64_t>(cut.begin * static_cast<double>(count));
-      const auto end = static_cast<uint64_t>(cut.end * static_cast<double>(count));
+      const auto end =
+          std::max(begin + 1, static_cast<uint64_t>(cut.end * static_cast<double>(count)));
       const auto info =
           kv().TruncateSession({.session = "s", .drop_begin = begin, .drop_end = end});
       ASSERT_TRUE(info.ok()) << info.status();

@@ -107,6 +107,17 @@ std::vector<uint32_t> MakeTokens(uint64_t seed, uint64_t count) {
   return tokens;
 }
 
+KvContext ContextOf(uint64_t seed, uint64_t count, uint64_t salt) {
+  KvContext context(salt);
+  context.Append(MakeTokens(seed, count));
+  return context;
+}
+
+KvContext Extended(KvContext context, uint64_t seed, uint64_t count) {
+  context.Append(MakeTokens(seed, count));
+  return context;
+}
+
 // ---- KvPattern ---------------------------------------------------------------------
 
 KvPattern::KvPattern(KvLayout layout, bool hashed)

@@ -67,6 +67,11 @@ class KvContext {
 // `count` token ids of a 32k vocabulary, a function of the seed.
 std::vector<uint32_t> MakeTokens(uint64_t seed, uint64_t count);
 
+// A context of `count` tokens made from `seed`.
+KvContext ContextOf(uint64_t seed, uint64_t count, uint64_t salt = 0);
+// `context` and `count` more tokens.
+KvContext Extended(KvContext context, uint64_t seed, uint64_t count);
+
 class KvPattern {
  public:
   // The layout must be valid. `hashed`: saves and restores give block hashes, not tokens.

@@ -1,0 +1,297 @@
+// The placement state machine under random events by the million: no cap is ever passed, nothing
+// pinned goes, every action is answered, and the same events give the same actions.
+#include "store/placement.h"
+
+#include <cstdlib>
+#include <random>
+#include <set>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "core/units.h"
+
+namespace turnkeep {
+namespace {
+
+using Kind = PlacementEvent::Kind;
+using Action = PlacementAction::Kind;
+
+constexpr uint32_t kChunks = 600;
+
+uint64_t NumberFrom(const char* variable, uint64_t otherwise) {
+  const char* value = std::getenv(variable);
+  return value == nullptr ? otherwise : std::strtoull(value, nullptr, 10);
+}
+
+// A store that does what the placement says, kept apart from the placement's own books.
+class Simulation {
+ public:
+  Simulation(const PlacementOptions& options, uint64_t seed)
+      : options_(options),
+        random_(seed),
+        placement_(options, *MakePolicy("lru"), *MakePolicy("lru")),
+        chunks_(kChunks) {
+    for (Chunk& chunk : chunks_) chunk.bytes = kBlockBytes * (1 + random_() % 8);
+  }
+
+  // One random event, and the checks. False after a failure.
+  bool Step() {
+    now_ns_ += 1 + static_cast<int64_t>(random_() % 1000);
+    const auto index = static_cast<ChunkIndex>(random_() % kChunks);
+    Chunk& chunk = chunks_[index];
+    switch (random_() % 14) {
+      case 0:
+      case 1:
+      case 2:
+        Fill(index);
+        break;
+      case 3:
+      case 4:
+        AnswerWrite(random_() % 8 != 0);
+        break;
+      case 5:
+        Send({.kind = Kind::kTouched, .chunk = index});
+        break;
+      case 6:
+        if (chunk.in_host) Toggle(chunk.host_pinned, Kind::kHostPinned, Kind::kHostUnpinned, index);
+        break;
+      case 7:
+        if (chunk.on_disk || chunk.disk_pinned)
+          Toggle(chunk.disk_pinned, Kind::kDiskPinned, Kind::kDiskUnpinned, index);
+        break;
+      case 8:
+        Pin(index);
+        break;
+      case 9:
+        Toggle(chunk.held, Kind::kHeld, Kind::kUnheld, index);
+        break;
+      case 10:
+        Send({.kind = Kind::kHostSpaceNeeded, .bytes = kBlockBytes * (1 + random_() % 16)});
+        break;
+      case 11:
+        Send({.kind = Kind::kDiskSpaceNeeded, .bytes = kBlockBytes * (1 + random_() % 16)});
+        break;
+      case 12:
+        Lose(index);
+        break;
+      default:
+        if (options_.disk_capacity_bytes > 0) Send({.kind = Kind::kWriteWanted, .chunk = index});
+        break;
+    }
+    return Check();
+  }
+
+  // Answers what is under way, unpins, and asks for all of the memory back.
+  bool Drain() {
+    while (!writing_.empty()) AnswerWrite(true);
+    for (ChunkIndex i = 0; i < kChunks; ++i) {
+      Chunk& chunk = chunks_[i];
+      if (chunk.host_pinned) Toggle(chunk.host_pinned, Kind::kHostPinned, Kind::kHostUnpinned, i);
+      if (chunk.disk_pinned) Toggle(chunk.disk_pinned, Kind::kDiskPinned, Kind::kDiskUnpinned, i);
+      if (chunk.pinned) Toggle(chunk.pinned, Kind::kPinned, Kind::kUnpinned, i);
+      if (chunk.held) Toggle(chunk.held, Kind::kHeld, Kind::kUnheld, i);
+    }
+    for (int round = 0; round < 100 && placement_.host().chunk_count > 0; ++round) {
+      Send({.kind = Kind::kHostSpaceNeeded, .bytes = placement_.host().used_bytes});
+      while (!writing_.empty()) AnswerWrite(true);
+    }
+    EXPECT_EQ(placement_.host().chunk_count, 0u) << "not everything can leave the host tier";
+    EXPECT_EQ(placement_.host().leaving_bytes, 0u);
+    return Check();
+  }
+
+  const std::vector<std::string>& log() const { return log_; }
+  const Placement& placement() const { return placement_; }
+  uint64_t evictions() const { return evictions_; }
+  uint64_t writes() const { return writes_; }
+
+ private:
+  struct Chunk {
+    uint64_t bytes = 0;
+    bool in_host = false, on_disk = false, writing = false;
+    bool host_pinned = false, disk_pinned = false, pinned = false, held = false;
+  };
+
+  void Send(PlacementEvent event) {
+    event.now_ns = now_ns_;
+    std::vector<PlacementAction> actions;
+    placement_.Handle(event, &actions);
+    for (const PlacementAction& action : actions) Obey(action, event);
+  }
+
+  void Obey(const PlacementAction& action, const PlacementEvent& cause) {
+    Chunk& chunk = chunks_[action.chunk];
+    log_.push_back(fmt::format("{}:{}:{}", static_cast<int>(action.kind), action.chunk,
+                               static_cast<int>(action.reason)));
+    switch (action.kind) {
+      case Action::kWriteToDisk:
+        EXPECT_TRUE(chunk.in_host)
+            << "a write of chunk " << action.chunk << ", which is not in host";
+        EXPECT_FALSE(chunk.on_disk || chunk.writing);
+        chunk.writing = true;
+        writing_.push_back(action.chunk);
+        ++writes_;
+        break;
+      case Action::kEvictHost:
+        EXPECT_TRUE(chunk.in_host);
+        EXPECT_FALSE(chunk.host_pinned) << "evicted while a restore reads it";
+        EXPECT_FALSE(chunk.pinned) << "evicted though pinned";
+        EXPECT_FALSE(chunk.held && !chunk.on_disk) << "the last copy of what a save relies on";
+        chunk.in_host = false;
+        host_bytes_ -= chunk.bytes;
+        ++evictions_;
+        break;
+      case Action::kEvictDisk:
+        EXPECT_TRUE(chunk.on_disk);
+        EXPECT_FALSE(chunk.disk_pinned) << "evicted while it is read";
+        EXPECT_FALSE(chunk.pinned) << "evicted though pinned";
+        EXPECT_FALSE(chunk.held && !chunk.in_host) << "the last copy of what a save relies on";
+        chunk.on_disk = false;
+        disk_bytes_ -= chunk.bytes;
+        ++evictions_;
+        break;
+    }
+    (void)cause;
+  }
+
+  // As the store does it: a slot is had only when the arena, here the cap, has room.
+  void Fill(ChunkIndex index) {
+    Chunk& chunk = chunks_[index];
+    if (chunk.in_host) return;
+    for (int round = 0; host_bytes_ + chunk.bytes > options_.host_capacity_bytes; ++round) {
+      if (round == 4) return;
+      Send({.kind = Kind::kHostSpaceNeeded, .bytes = chunk.bytes});
+    }
+    host_bytes_ += chunk.bytes;
+    Send({.kind = Kind::kHostReserved, .bytes = chunk.bytes});
+    if (random_() % 16 == 0) {  // abandoned
+      host_bytes_ -= chunk.bytes;
+      return Send({.kind = Kind::kHostUnreserved, .bytes = chunk.bytes});
+    }
+    chunk.in_host = true;
+    Send({.kind = Kind::kHostFilled, .chunk = index, .bytes = chunk.bytes});
+  }
+
+  void AnswerWrite(bool well) {
+    if (writing_.empty()) return;
+    const size_t which = random_() % writing_.size();
+    const ChunkIndex index = writing_[which];
+    writing_.erase(writing_.begin() + static_cast<int64_t>(which));
+    Chunk& chunk = chunks_[index];
+    chunk.writing = false;
+    if (well) {
+      chunk.on_disk = true;
+      disk_bytes_ += chunk.bytes;
+    }
+    Send({.kind = well ? Kind::kDiskWritten : Kind::kDiskWriteFailed, .chunk = index});
+  }
+
+  void Toggle(bool& flag, Kind on, Kind off, ChunkIndex index) {
+    flag = !flag;
+    Send({.kind = flag ? on : off, .chunk = index});
+  }
+
+  void Pin(ChunkIndex index) {
+    Chunk& chunk = chunks_[index];
+    const bool may = placement_.MayPin(Tier::kHost, chunk.in_host ? chunk.bytes : 0) &&
+                     placement_.MayPin(Tier::kDisk, chunk.on_disk ? chunk.bytes : 0);
+    if (!chunk.pinned && !may) return;
+    Toggle(chunk.pinned, Kind::kPinned, Kind::kUnpinned, index);
+  }
+
+  // Damage, or the last session that referred to it is gone.
+  void Lose(ChunkIndex index) {
+    Chunk& chunk = chunks_[index];
+    if (random_() % 2 == 0) {
+      if (chunk.host_pinned || chunk.writing || !chunk.in_host) return;
+      chunk.in_host = false;
+      host_bytes_ -= chunk.bytes;
+      Send({.kind = Kind::kHostLost, .chunk = index});
+    } else if (chunk.on_disk && !chunk.disk_pinned) {
+      chunk.on_disk = false;
+      disk_bytes_ -= chunk.bytes;
+      Send({.kind = Kind::kDiskLost, .chunk = index});
+    }
+  }
+
+  bool Check() {
+    uint64_t writing_bytes = 0;
+    for (const ChunkIndex index : writing_) writing_bytes += chunks_[index].bytes;
+    EXPECT_EQ(placement_.host().used_bytes, host_bytes_);
+    EXPECT_EQ(placement_.disk().used_bytes, disk_bytes_ + writing_bytes);
+    EXPECT_LE(placement_.host().used_bytes, options_.host_capacity_bytes);
+    EXPECT_LE(placement_.disk().used_bytes, options_.disk_capacity_bytes);
+    EXPECT_LE(placement_.host().leaving_bytes, placement_.host().used_bytes);
+    return !::testing::Test::HasFailure();
+  }
+
+  const PlacementOptions options_;
+  std::mt19937_64 random_;
+  Placement placement_;
+  std::vector<Chunk> chunks_;
+  std::vector<ChunkIndex> writing_;
+  std::vector<std::string> log_;
+  uint64_t host_bytes_ = 0;
+  uint64_t disk_bytes_ = 0;
+  uint64_t evictions_ = 0;
+  uint64_t writes_ = 0;
+  int64_t now_ns_ = 0;
+};
+
+std::vector<PlacementOptions> AllOptions() {
+  const uint64_t host = 300 * kBlockBytes;
+  return {{.host_capacity_bytes = host},
+          {.host_capacity_bytes = host, .disk_capacity_bytes = 900 * kBlockBytes},
+          {.host_capacity_bytes = host,
+           .disk_capacity_bytes = 900 * kBlockBytes,
+           .write_through = true},
+          {.host_capacity_bytes = host,
+           .disk_capacity_bytes = 100 * kBlockBytes,
+           .write_through = true},
+          {.host_capacity_bytes = host, .disk_capacity_bytes = 4 * kBlockBytes},
+          {.host_capacity_bytes = host,
+           .disk_capacity_bytes = 900 * kBlockBytes,
+           .high_watermark = 1,
+           .low_watermark = 1}};
+}
+
+TEST(PlacementSimulation, RandomEventsNeverBreakAPromise) {
+  uint64_t next_seed = NumberFrom("TURNKEEP_SEED", 1);
+  const uint64_t steps = NumberFrom("TURNKEEP_STEPS", 300'000);
+  for (const PlacementOptions& options : AllOptions()) {
+    const uint64_t seed = next_seed++ * 1000;
+    SCOPED_TRACE(fmt::format("TURNKEEP_SEED of this run: {}, disk {} blocks, write through {}",
+                             seed, options.disk_capacity_bytes / kBlockBytes,
+                             options.write_through));
+    Simulation simulation(options, seed);
+    for (uint64_t step = 0; step < steps; ++step) {
+      if (!simulation.Step()) {
+        ADD_FAILURE() << "at step " << step;
+        return;
+      }
+    }
+    EXPECT_TRUE(simulation.Drain());
+    EXPECT_GT(simulation.evictions(), steps / 100);
+    if (options.disk_capacity_bytes > 0) {
+      EXPECT_GT(simulation.writes(), 0u);
+    }
+  }
+}
+
+TEST(PlacementSimulation, TheSameEventsGiveTheSameActions) {
+  for (const PlacementOptions& options : AllOptions()) {
+    Simulation one(options, 42);
+    Simulation two(options, 42);
+    for (int step = 0; step < 20'000; ++step) {
+      ASSERT_TRUE(one.Step());
+      ASSERT_TRUE(two.Step());
+    }
+    EXPECT_EQ(one.log(), two.log());
+    EXPECT_FALSE(one.log().empty());
+  }
+}
+
+}  // namespace
+}  // namespace turnkeep
