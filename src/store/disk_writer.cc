@@ -44,7 +44,7 @@ struct DiskWriter::Job {
 struct DiskWriter::Group {
   uint64_t number = 0;
   uint64_t session = 0;
-  IndexBatch batch;
+  SessionChange change;
   uint32_t pending = 0;
   bool applying = false;
   std::string shortfall;
@@ -65,7 +65,12 @@ DiskWriter::~DiskWriter() {
   thread_.join();
 }
 
-void DiskWriter::Persist(uint64_t session, IndexBatch batch, std::span<const ChunkIndex> chunks,
+bool DiskWriter::IndexIsBehind(uint64_t session) const {
+  state_->mu.AssertHeld();
+  return behind_.contains(session);
+}
+
+void DiskWriter::Persist(uint64_t session, SessionChange change, std::span<const ChunkIndex> chunks,
                          std::function<void(PersistResult)> done) {
   state_->mu.AssertHeld();
   if (!state_->has_disk()) return done({.index = absl::OkStatus()});
@@ -73,7 +78,7 @@ void DiskWriter::Persist(uint64_t session, IndexBatch batch, std::span<const Chu
   group->number = next_group_++;
   unapplied_groups_.insert(group->number);
   group->session = session;
-  group->batch = std::move(batch);
+  group->change = std::move(change);
   group->done = std::move(done);
   for (const ChunkIndex chunk : chunks) {
     if (state_->placement.OnDisk(chunk)) continue;
@@ -433,9 +438,11 @@ void DiskWriter::AdvanceGroups(uint64_t session) {
 }
 
 void DiskWriter::ApplyGroup(std::shared_ptr<Group> group) {
+  bool refused = false;
   {
     absl::MutexLock lock(&state_->mu);
     ++running_index_;
+    refused = !group->change.whole && behind_.contains(group->session);
   }
   const SyncMode sync =
       state_->options.durability == Durability::kSync ? SyncMode::kSync : SyncMode::kNoSync;
@@ -446,6 +453,9 @@ void DiskWriter::ApplyGroup(std::shared_ptr<Group> group) {
     if (!status.ok()) {
       ++state_->counters.index_errors;
       state_->Warn("index: " + MessageOf(status));
+      behind_.insert(group->session);
+    } else if (group->change.whole) {
+      behind_.erase(group->session);
     }
     unapplied_groups_.erase(group->number);
     const auto it = groups_.find(group->session);
@@ -459,7 +469,9 @@ void DiskWriter::ApplyGroup(std::shared_ptr<Group> group) {
     --running_index_;
     Wake();
   };
-  const absl::Status accepted = state_->disk.index->Apply(std::move(group->batch), sync, done);
+  if (refused) return done(Unavailable("an earlier change of the session is not in the index"));
+  const absl::Status accepted =
+      state_->disk.index->Apply(std::move(group->change.batch), sync, done);
   if (!accepted.ok()) done(accepted);
 }
 

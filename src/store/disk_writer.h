@@ -20,6 +20,7 @@
 #include <vector>
 
 #include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
 #include <absl/status/status.h>
 #include <absl/time/time.h>
 
@@ -35,18 +36,30 @@ struct PersistResult {
   std::string shortfall;
 };
 
+// A change of one session on its way to the index.
+struct SessionChange {
+  IndexBatch batch;
+  // It replaces all that the index may hold of the session; otherwise it builds on the changes
+  // before it.
+  bool whole = true;
+};
+
 class DiskWriter {
  public:
   explicit DiskWriter(StoreState* state);
   // Lets running I/O end; what is queued is not written and its persists fail.
   ~DiskWriter();
 
-  // Applies `batch` after all of `chunks` are on disk and after earlier persists of the
-  // same session. `done` runs exactly once, on another thread or (without a disk tier)
+  // Applies `change` after all of `chunks` are on disk and after earlier persists of the
+  // same session. Once a change of a session has failed, those that build on it are refused
+  // (Unavailable) until a whole one is in the index. `done` runs exactly once, on another thread or (without a disk tier)
   // inside the call, not under the lock in the first case. Called under the store's lock,
   // which it asserts.
-  void Persist(uint64_t session, IndexBatch batch, std::span<const ChunkIndex> chunks,
+  void Persist(uint64_t session, SessionChange change, std::span<const ChunkIndex> chunks,
                std::function<void(PersistResult)> done);
+  // Whether the index lacks a failed change of the session: the next one must be whole. Under the
+  // store's lock.
+  bool IndexIsBehind(uint64_t session) const;
 
   // Looks for work. Call after changes of the state that may have queued some.
   void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
@@ -92,6 +105,8 @@ class DiskWriter {
   absl::flat_hash_map<uint64_t, std::deque<std::shared_ptr<Group>>> groups_
       ABSL_GUARDED_BY(state_->mu);
   std::vector<std::shared_ptr<Group>> ready_ ABSL_GUARDED_BY(state_->mu);
+  // Sessions with a change that failed, until a whole one is in the index.
+  absl::flat_hash_set<uint64_t> behind_ ABSL_GUARDED_BY(state_->mu);
   // A chunk that a change has let go of keeps its record until that change is in the index: a
   // crash in between shows the session as it was. Every removal waits for the persists that
   // were begun before it, or with it.

@@ -85,6 +85,11 @@ void IndexLoader::OnSpanBlock(const SpanBlock& block) {
   state_->mu.AssertHeld();
   Session* session = state_->sessions.FindNumber(block.session);
   if (session == nullptr) return;
+  if (block.block_index >= session->persisted_span_blocks) {
+    // Left over from a longer view; whatever replaces this view takes it along.
+    session->most_span_blocks = std::max(session->most_span_blocks, block.block_index + 1);
+    return;
+  }
   // A gap (a damaged block) ends the view: what follows cannot be placed.
   if (session->spans.size() != size_t{block.block_index} * kSlicesPerSpanBlock) return;
   const LayoutInfo& layout = *state_->registry.LayoutAt(session->layout);

@@ -91,12 +91,12 @@ void StoreImpl::EraseSession(Session* session, std::string_view reason) {
   state_.sessions.Erase(session);
 }
 
-IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) {
-  IndexBatch batch;
-  if (std::exchange(session->rewrite, false)) {
-    first_changed_span = 0;
-    session->persisted_span_blocks = session->most_span_blocks;
-  }
+SessionChange StoreImpl::ChangeOf(Session* session, size_t first_changed_span) {
+  SessionChange change;
+  IndexBatch& batch = change.batch;
+  if (writer_->IndexIsBehind(session->number)) first_changed_span = 0;
+  change.whole = first_changed_span < kSlicesPerSpanBlock;
+  if (change.whole) session->persisted_span_blocks = session->most_span_blocks;
   const auto blocks =
       static_cast<uint32_t>(DivideRoundUp(session->spans.size(), kSlicesPerSpanBlock));
   batch.PutSession({.number = session->number,
@@ -127,7 +127,7 @@ IndexBatch StoreImpl::SessionBatch(Session* session, size_t first_changed_span) 
   }
   session->persisted_span_blocks = blocks;
   session->most_span_blocks = std::max(session->most_span_blocks, blocks);
-  return batch;
+  return change;
 }
 
 void StoreImpl::PersistSession(Session* session, size_t first_changed_span,
@@ -140,26 +140,19 @@ void StoreImpl::PersistSession(Session* session, size_t first_changed_span,
       if (entry.disk.IsNull() && entry.InHost()) chunks.push_back(span.chunk);
     }
   }
-  const uint64_t number = session->number;
-  const auto noted = [this, number, done = std::move(done)](const PersistResult& result) {
-    if (!result.index.ok()) {
-      absl::MutexLock lock(&state_.mu);
-      if (Session* failed = state_.sessions.FindNumber(number)) failed->rewrite = true;
-    }
-    done(result);
-  };
-  writer_->Persist(number, SessionBatch(session, first_changed_span), chunks, noted);
+  writer_->Persist(session->number, ChangeOf(session, first_changed_span), chunks,
+                   std::move(done));
 }
 
 void StoreImpl::ExpireSessions() {
   while (Session* session = state_.sessions.NextExpired(state_.UnixSeconds())) {
     ++state_.counters.sessions_expired;
-    IndexBatch batch;
-    batch.DeleteSession(session->number, session->most_span_blocks);
+    SessionChange end;
+    end.batch.DeleteSession(session->number, session->most_span_blocks);
     const uint64_t number = session->number;
     state_.RememberSession(session->tenant, session->name, "reached the end of its time to live");
     EraseSession(session, "its session's time to live ended");
-    writer_->Persist(number, std::move(batch), {}, [](const PersistResult&) {});
+    writer_->Persist(number, std::move(end), {}, [](const PersistResult&) {});
   }
 }
 
@@ -257,12 +250,12 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
     TK_ASSIGN_OR_RETURN(Session * session, SessionOf(tenant, name));
-    IndexBatch batch;
-    batch.DeleteSession(session->number, session->most_span_blocks);
+    SessionChange end;
+    end.batch.DeleteSession(session->number, session->most_span_blocks);
     const uint64_t number = session->number;
     state_.RememberSession(session->tenant, name, "was dropped");
     EraseSession(session, "its session was dropped");
-    writer_->Persist(number, std::move(batch), {}, persisted.Callback());
+    writer_->Persist(number, std::move(end), {}, persisted.Callback());
   }
   writer_->Wake();
   return persisted.Wait();

@@ -187,7 +187,7 @@ absl::Status StoreImpl::Close(absl::Duration deadline) {
       for (const auto& tenant : state_.registry.tenants()) {
         if (!tenant) continue;
         for (const auto& [name, session] : state_.sessions.OfTenant(tenant->number)) {
-          writer_->Persist(session->number, SessionBatch(session, session->spans.size()), {},
+          writer_->Persist(session->number, ChangeOf(session, session->spans.size()), {},
                            [](const PersistResult&) {});
         }
       }

@@ -191,7 +191,7 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ExpireSessions() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   // The session as the index shall hold it; spans before `first_changed_span` are there.
-  IndexBatch SessionBatch(Session* session, size_t first_changed_span)
+  SessionChange ChangeOf(Session* session, size_t first_changed_span)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void PersistSession(Session* session, size_t first_changed_span,
                       std::function<void(PersistResult)> done)

@@ -6,8 +6,6 @@
 
 namespace turnkeep {
 
-FaultIndex::FaultIndex(std::unique_ptr<Index> index) : index_(std::move(index)) {}
-
 void FaultIndex::Inject(uint64_t at, IndexFault fault, bool for_good) {
   fault_.store(fault);
   for_good_.store(for_good);
@@ -16,16 +14,11 @@ void FaultIndex::Inject(uint64_t at, IndexFault fault, bool for_good) {
 
 void FaultIndex::ClearFault() { at_.store(UINT64_MAX); }
 
-bool FaultIndex::FoundCleanShutdown() const { return index_->FoundCleanShutdown(); }
-uint32_t FaultIndex::NextFile() const { return index_->NextFile(); }
-
-absl::StatusOr<IndexMeta> FaultIndex::Load(IndexVisitor& visitor) { return index_->Load(visitor); }
-
 absl::Status FaultIndex::Apply(IndexBatch batch, SyncMode sync, IndexDone done) {
   uint64_t number = applied_.fetch_add(1);
   uint64_t at = at_.load();
   if (number != at && !(for_good_.load() && at != UINT64_MAX && number > at)) {
-    return index_->Apply(std::move(batch), sync, std::move(done));
+    return inner().Apply(std::move(batch), sync, std::move(done));
   }
   absl::Status fault = Unavailable("injected fault of index batch {}", number);
   switch (fault_.load()) {
@@ -38,13 +31,10 @@ absl::Status FaultIndex::Apply(IndexBatch batch, SyncMode sync, IndexDone done) 
       break;
   }
   // An empty batch in its place keeps the order of completions, and their thread.
-  return index_->Apply(IndexBatch(), SyncMode::kNoSync,
+  return inner().Apply(IndexBatch(), SyncMode::kNoSync,
                        [fault, done = std::move(done)](const absl::Status& status) mutable {
                          done(status.ok() ? fault : status);
                        });
 }
-
-absl::Status FaultIndex::Flush() { return index_->Flush(); }
-IndexStats FaultIndex::Stats() const { return index_->Stats(); }
 
 }  // namespace turnkeep
