@@ -32,6 +32,8 @@ absl::Status Client::Impl::ConnectOnce() {
   absl::Status status = connection.status();
   if (status.ok()) status = RegisterAgain(**connection);
   absl::MutexLock lock(&mutex_);
+  // The destructor has seen no connection to shut.
+  if (stopping_) status = Unavailable("the client was closed");
   if (!status.ok()) {
     why_disconnected_ = status;
     return status;

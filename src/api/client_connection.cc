@@ -20,6 +20,8 @@ namespace {
 // The kernel passes at most 253 descriptors with one message.
 constexpr size_t kMaxFdsPerMessage = 253;
 constexpr size_t kMaxHeldFds = 4096;
+// How long ReadLoop keeps away from a socket on which callers receive for themselves.
+constexpr absl::Duration kKeepAway = absl::Milliseconds(1);
 
 uint64_t TimeLimitMicros(absl::Time deadline) {
   if (deadline == absl::InfiniteFuture()) return 0;
@@ -150,18 +152,66 @@ absl::Status ClientConnection::Receive(absl::Time deadline) {
   }
 }
 
-void ClientConnection::ReadLoop() {
-  while (!lost()) {
-    auto frame = reader_.Next();
-    if (!frame.ok()) return Lose(frame.status());
-    absl::Status status;
-    if (frame->has_value()) {
-      status = Handle(**frame);
+absl::Status ClientConnection::ReceiveSome(absl::Time deadline) {
+  for (bool received = false;;) {
+    TK_ASSIGN_OR_RETURN(std::optional<wire::Frame> frame, reader_.Next());
+    if (frame) {
+      TK_RETURN_IF_ERROR(Handle(*frame));
+      received = true;
+    } else if (received) {
+      return absl::OkStatus();
     } else {
-      status = Receive(absl::InfiniteFuture());
+      TK_RETURN_IF_ERROR(Receive(deadline));
+      received = true;
     }
-    if (!status.ok()) return Lose(status);
   }
+}
+
+void ClientConnection::ReadLoop() {
+  // What came with the reply to hello is handled before anything is waited for.
+  absl::Time deadline = absl::InfinitePast();
+  while (!lost()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (receiving_ || waiting_ > 0) {
+        const auto is_lost = [this] { return lost_.load(std::memory_order_relaxed); };
+        mutex_.AwaitWithTimeout(absl::Condition(&is_lost), kKeepAway);
+        continue;
+      }
+      receiving_ = true;
+    }
+    const absl::Status status = ReceiveSome(deadline);
+    {
+      absl::MutexLock lock(&mutex_);
+      receiving_ = false;
+    }
+    if (!status.ok() && !absl::IsDeadlineExceeded(status)) return Lose(status);
+    // Waiting does not take the right: a caller may want it.
+    if (const auto ready = WaitForFd(fd_.get(), POLLIN, absl::InfiniteFuture()); !ready.ok())
+      return Lose(ready);
+  }
+}
+
+template <typename Done>
+bool ClientConnection::WaitUntil(const Done& done, absl::Time deadline) {
+  const auto turn = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return done() || (!receiving_ && !lost_.load(std::memory_order_relaxed));
+  };
+  ++waiting_;
+  bool late = false;
+  while (!done() && !late) {
+    late = !mutex_.AwaitWithDeadline(absl::Condition(&turn), deadline);
+    if (late || done()) break;
+    receiving_ = true;
+    mutex_.Unlock();
+    const absl::Status status = ReceiveSome(deadline);
+    late = absl::IsDeadlineExceeded(status);
+    if (!status.ok() && !late) Shut(MessageOf(status));
+    mutex_.Lock();
+    receiving_ = false;
+  }
+  --waiting_;
+  return done();
 }
 
 absl::Status ClientConnection::Handle(wire::Frame& frame) {
@@ -186,7 +236,6 @@ absl::Status ClientConnection::Handle(wire::Frame& frame) {
   pending_.erase(it);
   call->result = std::move(result);
   call->done = true;
-  call->changed.Signal();
   return absl::OkStatus();
 }
 
@@ -198,14 +247,10 @@ absl::Status ClientConnection::HandlePush(const wire::Frame& frame) {
       return HandleRevoke(frame);
     case wire::PROGRESS: {
       TK_ASSIGN_OR_RETURN(const auto progress, wire::Parse<wire::Progress>(frame.payload()));
-      std::shared_ptr<RestoreState> state;
-      {
-        absl::MutexLock lock(&mutex_);
-        const auto it = restores_.find(progress.ticket());
-        if (it == restores_.end()) return absl::OkStatus();
-        state = it->second;
-      }
-      state->Update(progress);
+      // Under the mutex, so that waiting followers look again.
+      absl::MutexLock lock(&mutex_);
+      const auto it = restores_.find(progress.ticket());
+      if (it != restores_.end()) it->second->Update(progress);
       return absl::OkStatus();
     }
     case wire::VERIFY_PROGRESS: {
@@ -214,7 +259,6 @@ absl::Status ClientConnection::HandlePush(const wire::Frame& frame) {
       const auto it = pending_.find(frame.header().request_id);
       if (it == pending_.end()) return absl::OkStatus();
       it->second->progress = std::move(progress);
-      it->second->changed.Signal();
       return absl::OkStatus();
     }
     default:
@@ -266,23 +310,19 @@ absl::StatusOr<std::shared_ptr<const SharedMemory>> ClientConnection::Segment(ui
 }
 
 void ClientConnection::Lose(const absl::Status& why) {
-  absl::flat_hash_map<uint64_t, std::shared_ptr<RestoreState>> restores;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (lost_.load(std::memory_order_relaxed)) return;
-    lost_status_ =
-        absl::IsUnavailable(why) ? why : Unavailable("connection lost: {}", MessageOf(why));
-    lost_.store(true, std::memory_order_release);
-    for (auto& [id, call] : pending_) {
-      call->result = lost_status_;
-      call->done = true;
-      call->changed.Signal();
-    }
-    pending_.clear();
-    restores.swap(restores_);
-    segments_.clear();
+  absl::MutexLock lock(&mutex_);
+  if (lost_.load(std::memory_order_relaxed)) return;
+  lost_status_ =
+      absl::IsUnavailable(why) ? why : Unavailable("connection lost: {}", MessageOf(why));
+  lost_.store(true, std::memory_order_release);
+  for (auto& [id, call] : pending_) {
+    call->result = lost_status_;
+    call->done = true;
   }
-  for (auto& [ticket, state] : restores) state->Lose(MessageOf(LostStatus()));
+  pending_.clear();
+  for (auto& [ticket, state] : restores_) state->Lose(MessageOf(lost_status_));
+  restores_.clear();
+  segments_.clear();
 }
 
 void ClientConnection::Shut(const std::string& reason) {
@@ -318,9 +358,11 @@ absl::StatusOr<wire::Frame> ClientConnection::Roundtrip(wire::MessageType type,
     pending_.erase(header.request_id);
     return sent;
   }
+  const auto changed = [&call] { return call.done || call.progress.has_value(); };
   while (!call.done) {
-    const bool late = call.changed.WaitWithDeadline(&mutex_, deadline);
-    if (call.progress && progress) {
+    const bool late = !WaitUntil(changed, deadline);
+    if (call.progress && !progress) call.progress.reset();
+    if (call.progress) {
       const wire::VerifyProgress news = *std::exchange(call.progress, std::nullopt);
       mutex_.Unlock();
       progress(news.done_bytes(), news.total_bytes());
@@ -402,6 +444,13 @@ void ClientConnection::AddRestore(uint64_t ticket, std::shared_ptr<RestoreState>
   restores_[ticket] = std::move(state);
 }
 
+bool ClientConnection::WaitForLayer(const RestoreState& state, uint32_t layer,
+                                    absl::Time deadline) {
+  if (state.decided(layer)) return true;
+  absl::MutexLock lock(&mutex_);
+  return WaitUntil([&state, layer] { return state.decided(layer); }, deadline);
+}
+
 void ClientConnection::RemoveRestore(uint64_t ticket) {
   absl::MutexLock lock(&mutex_);
   restores_.erase(ticket);
@@ -428,12 +477,14 @@ void RestoreState::Update(const wire::Progress& progress) {
   layers_ready_ = std::max(layers_ready_, progress.layers_ready());
   over_ = over_ || progress.finished();
   if (!progress.miss_reason().empty()) miss_reason_ = progress.miss_reason();
+  Decide();
 }
 
 void RestoreState::Lose(const std::string& reason) {
   absl::MutexLock lock(&mutex_);
   if (!over_) miss_reason_ = reason;
   over_ = true;
+  Decide();
 }
 
 void RestoreState::Shrink(uint64_t tokens, const std::string& reason) {
@@ -441,14 +492,12 @@ void RestoreState::Shrink(uint64_t tokens, const std::string& reason) {
   if (tokens >= valid_tokens_) return;
   valid_tokens_ = tokens;
   miss_reason_ = reason;
+  Decide();
 }
 
-bool RestoreState::WaitFor(uint32_t layer, absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
-  const auto decided = [this, layer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return over_ || layers_ready_ > layer || (started_ && valid_tokens_ == 0);
-  };
-  return mutex_.AwaitWithDeadline(absl::Condition(&decided), deadline);
+void RestoreState::Decide() {
+  const bool all = over_ || (started_ && valid_tokens_ == 0);
+  decided_layers_.store(all ? UINT64_MAX : layers_ready_, std::memory_order_release);
 }
 
 uint64_t RestoreState::TokensOf(uint32_t layer) const {

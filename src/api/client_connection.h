@@ -5,7 +5,9 @@
 // socket is closed when the last of them lets go, because the daemon may give a ticket's slots
 // to others as soon as the socket is closed.
 //
-// Thread-safe. One thread runs ReadLoop; any number of threads call Roundtrip.
+// Thread-safe. Any number of threads call Roundtrip and WaitForLayer; who waits receives, one at a
+// time and for all, so that an answer reaches its caller without a change of thread. One thread
+// runs ReadLoop, which receives what comes while nobody waits.
 #pragma once
 
 #include <atomic>
@@ -43,8 +45,10 @@ class RestoreState {
   void Lose(const std::string& reason);
   // Tokens from `tokens` on are a miss.
   void Shrink(uint64_t tokens, const std::string& reason);
-  // Waits until `layer` is ready, or never will be, or `deadline` passes (false).
-  bool WaitFor(uint32_t layer, absl::Time deadline);
+  // Whether `layer` is ready, or never will be. Takes no lock.
+  bool decided(uint32_t layer) const {
+    return decided_layers_.load(std::memory_order_acquire) > layer;
+  }
   // Tokens that are valid for `layer`; 0 if it did not arrive.
   uint64_t TokensOf(uint32_t layer) const;
   uint64_t valid_tokens() const;
@@ -52,7 +56,10 @@ class RestoreState {
   std::string miss_reason() const;
 
  private:
+  void Decide() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   mutable absl::Mutex mutex_;
+  std::atomic<uint64_t> decided_layers_{0};  // waiting for those before it is over
   bool started_ ABSL_GUARDED_BY(mutex_) = false;
   uint32_t layers_ready_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t valid_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -71,7 +78,7 @@ class ClientConnection {
   // One request and its reply before ReadLoop runs; used while the connection is set up.
   absl::StatusOr<wire::Frame> Exchange(wire::MessageType type, std::string_view payload,
                                        absl::Time deadline);
-  // Receives until the connection is lost or Shut.
+  // Receives until the connection is lost or Shut, leaving it to those who wait.
   void ReadLoop();
   // Ends ReadLoop and all calls with Unavailable. The socket stays open.
   void Shut(const std::string& reason);
@@ -104,6 +111,8 @@ class ClientConnection {
   uint64_t NewTicket() { return next_ticket_.fetch_add(1, std::memory_order_relaxed); }
   void AddRestore(uint64_t ticket, std::shared_ptr<RestoreState> state);
   void RemoveRestore(uint64_t ticket);
+  // Waits until `layer` of the restore is ready, or never will be; false if `deadline` came first.
+  bool WaitForLayer(const RestoreState& state, uint32_t layer, absl::Time deadline);
   // Tells the daemon that a ticket is over; does not wait for an answer.
   void Release(uint64_t ticket);
 
@@ -112,7 +121,6 @@ class ClientConnection {
 
  private:
   struct PendingCall {
-    absl::CondVar changed;
     bool done = false;
     absl::StatusOr<wire::Frame> result{absl::UnknownError("")};
     std::optional<wire::VerifyProgress> progress;
@@ -126,6 +134,12 @@ class ClientConnection {
                         absl::Time deadline);
   // Receives once into the reader, waiting at most until `deadline`.
   absl::Status Receive(absl::Time deadline);
+  // Handles what has been received; receives once more if that was nothing.
+  absl::Status ReceiveSome(absl::Time deadline);
+  // Waits for `done` (which takes no lock), receiving where nobody else does; false if `deadline`
+  // came first.
+  template <typename Done>
+  bool WaitUntil(const Done& done, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Handle(wire::Frame& frame);
   absl::Status HandleGrants(const wire::Frame& frame);
   absl::Status HandleRevoke(const wire::Frame& frame);
@@ -139,12 +153,14 @@ class ClientConnection {
   // Set once, after lost_status_; readers that see it see that.
   std::atomic<bool> lost_{false};
 
-  // Of the reading thread.
+  // Of whoever has the right to receive.
   wire::FrameReader reader_;
   std::vector<UniqueFd> received_fds_;
 
   mutable absl::Mutex mutex_;
-  bool sending_ ABSL_GUARDED_BY(mutex_) = false;  // the right to write to the socket
+  bool sending_ ABSL_GUARDED_BY(mutex_) = false;    // the right to write to the socket
+  bool receiving_ ABSL_GUARDED_BY(mutex_) = false;  // the right to read from it
+  int waiting_ ABSL_GUARDED_BY(mutex_) = 0;         // callers that will receive for themselves
   absl::Status lost_status_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_request_ ABSL_GUARDED_BY(mutex_) = 1;
   absl::flat_hash_map<uint64_t, PendingCall*> pending_ ABSL_GUARDED_BY(mutex_);

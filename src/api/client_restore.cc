@@ -133,7 +133,7 @@ absl::StatusOr<uint64_t> ClientRestoreTicket::WaitLayer(uint32_t layer, absl::Du
   }
   RestoreState& state = *parts_.state;
   if (spans_.empty()) return 0;
-  if (!state.WaitFor(layer, std::min(absl::Now() + deadline, parts_.deadline))) {
+  if (!parts_.connection->WaitForLayer(state, layer, std::min(absl::Now() + deadline, parts_.deadline))) {
     wire::CutRequest cut;
     cut.set_ticket(parts_.ticket);
     cut.set_layer(layer);

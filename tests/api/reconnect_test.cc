@@ -3,7 +3,9 @@
 #include <sys/socket.h>
 
 #include <atomic>
+#include <random>
 #include <thread>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -184,6 +186,30 @@ TEST(Connect, MayStartBeforeTheDaemon) {
   EXPECT_TRUE(absl::IsUnavailable((*client)->Status().status()));
   daemon.Start();
   EXPECT_TRUE(Eventually([&] { return (*client)->Status().ok(); }));
+}
+
+// Hangs (and fails by the time limit of the test) when the end of a client overlooks a connection
+// that is being made.
+TEST(Connect, AClientMayBeClosedWhileItConnects) {
+  DaemonHarness daemon;
+  ClientOptions options = daemon.UnixOptions();
+  options.start_disconnected = true;
+  options.min_backoff = options.max_backoff = absl::Microseconds(50);
+  std::mt19937_64 random(1);
+  for (int round = 0; round < 10; ++round) {
+    daemon.Die();
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 6; ++i) {
+      auto client = Client::Connect(options);
+      ASSERT_TRUE(client.ok()) << client.status();
+      clients.push_back(*std::move(client));
+    }
+    daemon.Start();
+    for (auto& client : clients) {
+      absl::SleepFor(absl::Microseconds(random() % 100));
+      client.reset();
+    }
+  }
 }
 
 TEST(Connect, DaemonThatDoesNotAnswerIsUnavailableInTime) {
