@@ -391,8 +391,8 @@ void DiskWriter::Finish(Jobs& jobs) {
     absl::MutexLock lock(&state_->mu);
     for (const auto& job : jobs) FinishOne(*job);
     if (state_->on_room) state_->on_room();
+    Wake();  // under the lock: once it is free, a closing writer may be gone
   }
-  Wake();
 }
 
 void DiskWriter::FinishOne(Job& job) {
