@@ -133,7 +133,8 @@ absl::StatusOr<uint64_t> ClientRestoreTicket::WaitLayer(uint32_t layer, absl::Du
   }
   RestoreState& state = *parts_.state;
   if (spans_.empty()) return 0;
-  if (!parts_.connection->WaitForLayer(state, layer, std::min(absl::Now() + deadline, parts_.deadline))) {
+  if (!parts_.connection->WaitForLayer(state, layer,
+                                       std::min(absl::Now() + deadline, parts_.deadline))) {
     wire::CutRequest cut;
     cut.set_ticket(parts_.ticket);
     cut.set_layer(layer);

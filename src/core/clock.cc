@@ -28,7 +28,8 @@ Clock* Clock::System() {
 }
 
 std::string UnixTimeText(int64_t unix_s) {
-  return absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", absl::FromUnixSeconds(unix_s), absl::UTCTimeZone());
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", absl::FromUnixSeconds(unix_s),
+                          absl::UTCTimeZone());
 }
 
 }  // namespace turnkeep

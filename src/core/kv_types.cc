@@ -4,9 +4,12 @@ namespace turnkeep {
 
 std::string_view NameOf(Tier tier) {
   switch (tier) {
-    case Tier::kNone: return "none";
-    case Tier::kHost: return "host";
-    case Tier::kDisk: return "disk";
+    case Tier::kNone:
+      return "none";
+    case Tier::kHost:
+      return "host";
+    case Tier::kDisk:
+      return "disk";
   }
   return "unknown";
 }

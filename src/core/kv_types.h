@@ -81,7 +81,7 @@ struct RestoreRequest {
 
 // A run of tokens that comes from one chunk.
 struct RestoredSpan {
-  uint64_t token_begin = 0;        // index in the restored context
+  uint64_t token_begin = 0;  // index in the restored context
   uint32_t token_count = 0;
   uint32_t first_in_chunk = 0;     // index of the first of them inside the chunk's pages
   uint32_t chunk_token_count = 0;  // n in the shapes of layout.h
@@ -99,15 +99,15 @@ struct SessionInfo {
   uint64_t token_count = 0;
   uint64_t restorable_tokens = 0;  // leading tokens that some tier holds
   uint64_t chunk_count = 0;
-  uint64_t kv_bytes = 0;           // of all its chunks, stored or not
-  uint64_t host_bytes = 0;         // slots held in the host tier
+  uint64_t kv_bytes = 0;    // of all its chunks, stored or not
+  uint64_t host_bytes = 0;  // slots held in the host tier
   uint64_t disk_bytes = 0;
-  uint64_t shared_chunks = 0;      // also referenced by another session
+  uint64_t shared_chunks = 0;  // also referenced by another session
   int64_t created_unix_s = 0;
   int64_t last_used_unix_s = 0;
-  int64_t expires_unix_s = 0;      // 0: never
+  int64_t expires_unix_s = 0;  // 0: never
   bool pinned = false;
-  bool truncated = false;          // shows less than the chunks it refers to
+  bool truncated = false;  // shows less than the chunks it refers to
 };
 
 struct SessionSpan {
@@ -217,7 +217,7 @@ struct TierStatus {
   uint64_t used_bytes = 0;      // slots that hold something
   uint64_t pinned_bytes = 0;
   uint64_t chunk_count = 0;
-  std::string description;      // what is in use and why, fallbacks named
+  std::string description;  // what is in use and why, fallbacks named
 };
 
 struct NamedCount {

@@ -47,8 +47,8 @@ absl::Status ReadPage(std::span<const std::byte> image, const ChunkGeometry& geo
                            geometry.page_bytes[layer]);
   }
   const auto page = image.subspan(geometry.page_offset[layer], geometry.page_bytes[layer]);
-  const Digest digest = CopyWithDigest(
-      {.chunk = header.id, .layer = layer, .epoch = header.epoch}, page, destination);
+  const Digest digest = CopyWithDigest({.chunk = header.id, .layer = layer, .epoch = header.epoch},
+                                       page, destination);
   return digest == header.layer_digests[layer] ? absl::OkStatus() : Mismatch(header, layer);
 }
 

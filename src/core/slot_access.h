@@ -18,7 +18,8 @@
 namespace turnkeep {
 
 // The page of `layer` in a slot image.
-std::span<std::byte> PageIn(std::span<std::byte> image, const ChunkGeometry& geometry, uint32_t layer);
+std::span<std::byte> PageIn(std::span<std::byte> image, const ChunkGeometry& geometry,
+                            uint32_t layer);
 
 // Digests the page of `layer` and writes the digest to the header's table.
 void SealPage(std::span<std::byte> image, const ChunkGeometry& geometry, const ChunkId& id,

@@ -52,9 +52,9 @@ class DiskWriter {
 
   // Applies `change` after all of `chunks` are on disk and after earlier persists of the
   // same session. Once a change of a session has failed, those that build on it are refused
-  // (Unavailable) until a whole one is in the index. `done` runs exactly once, on another thread or (without a disk tier)
-  // inside the call, not under the lock in the first case. Called under the store's lock,
-  // which it asserts.
+  // (Unavailable) until a whole one is in the index. `done` runs exactly once, on another thread or
+  // (without a disk tier) inside the call, not under the lock in the first case. Called under the
+  // store's lock, which it asserts.
   void Persist(uint64_t session, SessionChange change, std::span<const ChunkIndex> chunks,
                std::function<void(PersistResult)> done);
   // Whether the index lacks a failed change of the session: the next one must be whole. Under the

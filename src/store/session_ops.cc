@@ -140,8 +140,7 @@ void StoreImpl::PersistSession(Session* session, size_t first_changed_span,
       if (entry.disk.IsNull() && entry.InHost()) chunks.push_back(span.chunk);
     }
   }
-  writer_->Persist(session->number, ChangeOf(session, first_changed_span), chunks,
-                   std::move(done));
+  writer_->Persist(session->number, ChangeOf(session, first_changed_span), chunks, std::move(done));
 }
 
 void StoreImpl::ExpireSessions() {

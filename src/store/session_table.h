@@ -41,7 +41,7 @@ struct Session {
 
   // What the index holds of it, counting changes that are on their way.
   uint32_t persisted_span_blocks = 0;
-  uint32_t most_span_blocks = 0;  // it may hold as many after a failed change
+  uint32_t most_span_blocks = 0;     // it may hold as many after a failed change
   int64_t queued_expiry_unix_s = 0;  // SessionTable's: when it will be looked at
 
   int64_t expires_unix_s() const { return ttl_s == 0 ? 0 : last_used_unix_s + ttl_s; }

@@ -1,5 +1,5 @@
-// Size: TEST(ExtentAllocator,AgreesWithAModelOverRandomOperations) is the model and its operations side
-// by side; apart, neither could be checked against the other by eye.
+// Size: TEST(ExtentAllocator,AgreesWithAModelOverRandomOperations) is the model and its operations
+// side by side; apart, neither could be checked against the other by eye.
 #include "disk_tier/extent_allocator.h"
 
 #include <cstdlib>
