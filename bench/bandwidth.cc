@@ -85,7 +85,8 @@ class RawDevice {
     auto raw = std::unique_ptr<RawDevice>(new RawDevice);
     raw->bytes_ = RoundDown(bytes, request_bytes);
     raw->request_bytes_ = request_bytes;
-    raw->buffer_ = AlignedBuffer(kDepth * request_bytes);
+    // As large as what the store moves, so that neither side stays in the caches.
+    raw->buffer_ = AlignedBuffer(std::max(raw->bytes_, kDepth * request_bytes));
     const auto random = RandomBytes(raw->buffer_.size());
     std::memcpy(raw->buffer_.data(), random.data(), random.size());
     TK_ASSIGN_OR_RETURN(raw->device_, OpenBestBlockDevice(directory, {.queue_depth = kDepth}));
@@ -107,7 +108,7 @@ class RawDevice {
     uint64_t next = 0;
     uint32_t running = 0;
     absl::Status failure;
-    std::function<void(uint32_t)> start = [&](uint32_t lane) {
+    std::function<void()> start = [&] {
       uint64_t offset = 0;
       {
         absl::MutexLock lock(&mu);
@@ -119,13 +120,13 @@ class RawDevice {
       request.push_back({.op = op,
                          .file = 1,
                          .offset = offset,
-                         .buffer = buffer_.span().subspan(lane * request_bytes_, request_bytes_),
-                         .done = [&, lane](const absl::Status& status, uint64_t) {
+                         .buffer = buffer_.span().subspan(offset % buffer_.size(), request_bytes_),
+                         .done = [&](const absl::Status& status, uint64_t) {
                            {
                              absl::MutexLock lock(&mu);
                              if (!status.ok()) failure = status;
                            }
-                           start(lane);
+                           start();
                            absl::MutexLock lock(&mu);
                            --running;
                          }});
@@ -135,7 +136,7 @@ class RawDevice {
         --running;
       }
     };
-    for (uint32_t lane = 0; lane < kDepth; ++lane) start(lane);
+    for (uint32_t i = 0; i < kDepth; ++i) start();
     absl::MutexLock lock(&mu);
     const auto idle = [&] { return running == 0; };
     mu.Await(absl::Condition(&idle));

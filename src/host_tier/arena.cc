@@ -16,6 +16,9 @@ constexpr uint64_t kMinSegmentsInCapacity = 64;
 constexpr uint64_t kMaxFullSegmentsInCapacity = kMaxArenaSegments / 4;
 // Slots of a segment for slots that are large beside segment_bytes.
 constexpr uint64_t kMinSlotsPerSegment = 4;
+// Empty segments are kept up to this part of the cap: more than an eviction from the high to the
+// low watermark empties.
+constexpr uint64_t kKeptEmptyDivisor = 8;
 
 }  // namespace
 
@@ -34,7 +37,7 @@ struct HostArena::SizeClass {
   // Segments with used and with free slots: the fullest (fewest free) first, older ones
   // before newer ones.
   std::set<std::pair<uint32_t, uint32_t>> partial;
-  Segment* empty = nullptr;  // kept against thrash
+  std::vector<Segment*> empty;  // kept against thrash; the last to run empty is used first
   uint32_t segment_count = 0;
   uint64_t segment_bytes = 0;
   uint64_t slot_count = 0;
@@ -162,9 +165,11 @@ absl::StatusOr<SlotRef> HostArena::Allocate(uint32_t tenant, uint64_t slot_bytes
     const auto fullest = it->second->partial.begin();
     segment = table_->Get(fullest->second);
     it->second->partial.erase(fullest);
-  } else if (it != classes_.end() && it->second->empty != nullptr) {
-    segment = std::exchange(it->second->empty, nullptr);
+  } else if (it != classes_.end() && !it->second->empty.empty()) {
+    segment = it->second->empty.back();
+    it->second->empty.pop_back();
     empty_segments_.erase(segment->info.id);
+    empty_bytes_ -= segment->info.memory.size();
   } else {
     TK_ASSIGN_OR_RETURN(segment, NewSegment(key));
     it = classes_.find(key);
@@ -194,16 +199,18 @@ void HostArena::Free(SlotRef slot) {
 
   if (segment->used_count() > 0) {
     size_class.partial.insert(SizeClass::RankOf(*segment));
-  } else if (size_class.empty == nullptr) {
-    size_class.empty = segment;
+  } else if (size_class.empty.empty() ||
+             empty_bytes_ + info.memory.size() <= capacity_bytes_ / kKeptEmptyDivisor) {
+    size_class.empty.push_back(segment);
     empty_segments_.insert(info.id);
+    empty_bytes_ += info.memory.size();
   } else {
     Retire(segment);
   }
 }
 
-// Forgets a segment without used slots that is neither `partial` nor `empty` of its class
-// any more, and the class with its last one.
+// Forgets a segment without used slots that is neither in `partial` nor in `empty` of its
+// class any more, and the class with its last one.
 void HostArena::Retire(Segment* segment) {
   const SegmentInfo& info = segment->info;
   if (observer_ != nullptr) observer_->OnSegmentDestroyed(info);
@@ -226,7 +233,8 @@ void HostArena::MakeRoom(uint64_t bytes) {
   while (AvailableBytes() < bytes && !empty_segments_.empty()) {
     Segment* const segment = table_->Get(*empty_segments_.begin());
     empty_segments_.erase(empty_segments_.begin());
-    classes_.at({segment->info.tenant, segment->info.slot_bytes})->empty = nullptr;
+    std::erase(classes_.at({segment->info.tenant, segment->info.slot_bytes})->empty, segment);
+    empty_bytes_ -= segment->info.memory.size();
     Retire(segment);
     retired_.clear();
   }

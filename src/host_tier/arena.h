@@ -1,8 +1,10 @@
 // The host tier's memory: shared-memory segments cut into slots, one slot a chunk image.
 //
 // A segment belongs to one tenant, because a client that maps it sees all of it, and has
-// slots of one size. Segments are made when needed, up to a byte cap over all
-// tenants, and given back when their last slot is freed. Allocation takes the fullest
+// slots of one size. Segments are made when needed, up to a byte cap over all tenants. One whose
+// last slot is freed is kept, one a class and otherwise up to an eighth of the cap, and beyond that
+// given back: an eviction at a watermark empties many segments that are needed at once, and
+// making memory costs as much as reading its content from disk. Allocation takes the fullest
 // segment and in it the lowest free slot, so that a context's chunks lie side by side
 // and other segments run empty.
 //
@@ -179,7 +181,8 @@ class HostArena {
   uint32_t segment_count_ = 0;
   // Ordered for Usage(); a class exists while it has a segment.
   std::map<ClassKey, std::unique_ptr<SizeClass>> classes_;
-  std::set<uint32_t> empty_segments_;  // kept against thrash, at most one a class
+  std::set<uint32_t> empty_segments_;  // the classes' `empty`, all of them
+  uint64_t empty_bytes_ = 0;           // of these
   std::vector<Retired> retired_;
 
   uint64_t used_bytes_ = 0;
