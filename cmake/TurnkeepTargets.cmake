@@ -27,9 +27,16 @@ if(TURNKEEP_SANITIZER)
   target_link_options(turnkeep_settings INTERFACE
     "$<BUILD_INTERFACE:-fsanitize=${TURNKEEP_SANITIZER}>")
   if(TURNKEEP_SANITIZER MATCHES thread)
-    # ThreadSanitizer sees nothing of the locks in Debian's Abseil, so others take their place.
-    target_include_directories(turnkeep_settings BEFORE INTERFACE
-      $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/tests/testing/tsan>)
+    # ThreadSanitizer sees nothing of the locks in Debian's Abseil unless it is told.
+    add_library(turnkeep_tsan_locks STATIC ${PROJECT_SOURCE_DIR}/cmake/ThreadSanitizerLocks.cc)
+    target_compile_options(turnkeep_tsan_locks PRIVATE -std=c++20)
+    target_link_libraries(turnkeep_settings INTERFACE $<BUILD_INTERFACE:turnkeep_tsan_locks>)
+    file(STRINGS ${PROJECT_SOURCE_DIR}/cmake/ThreadSanitizerLocks.cc turnkeep_wrapped
+      REGEX "^TURNKEEP_WRAP")
+    foreach(line IN LISTS turnkeep_wrapped)
+      string(REGEX MATCH "_ZN[A-Za-z0-9_]+" symbol ${line})
+      target_link_options(turnkeep_settings INTERFACE $<BUILD_INTERFACE:LINKER:--wrap=${symbol}>)
+    endforeach()
     # It does not know fences either. Asio has its mutexes beside them.
     target_compile_definitions(turnkeep_settings INTERFACE
       $<BUILD_INTERFACE:BOOST_ASIO_DISABLE_FENCED_BLOCK>)
