@@ -35,7 +35,9 @@ if(TURNKEEP_SANITIZER)
       REGEX "^TURNKEEP_WRAP")
     foreach(line IN LISTS turnkeep_wrapped)
       string(REGEX MATCH "_ZN[A-Za-z0-9_]+" symbol ${line})
-      target_link_options(turnkeep_settings INTERFACE $<BUILD_INTERFACE:LINKER:--wrap=${symbol}>)
+      # Wanted in every program: libraries that it links refer to it too.
+      target_link_options(turnkeep_settings INTERFACE
+        $<BUILD_INTERFACE:LINKER:--wrap=${symbol},--undefined=__wrap_${symbol}>)
     endforeach()
     # It does not know fences either. Asio has its mutexes beside them.
     target_compile_definitions(turnkeep_settings INTERFACE
