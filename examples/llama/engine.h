@@ -22,10 +22,10 @@
 #include <span>
 #include <vector>
 
+#include "core/thread_pool.h"
 #include "llama/gemm.h"
 #include "llama/model.h"
 #include "llama/paged_kv_cache.h"
-#include "llama/thread_pool.h"
 #include "llama/vector_math.h"
 
 namespace turnkeep::llama {

@@ -23,7 +23,7 @@
 #include <span>
 #include <vector>
 
-#include "llama/thread_pool.h"
+#include "core/thread_pool.h"
 
 namespace turnkeep::llama {
 

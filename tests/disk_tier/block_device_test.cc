@@ -233,13 +233,13 @@ TEST_P(BlockDeviceTest, ACompletionMaySubmitTheNextOperation) {
 TEST_P(BlockDeviceTest, ClosingWaitsForEveryCompletion) {
   constexpr int kOperations = 300;
   ASSERT_TRUE(device_->CreateFile(1, kMiB).ok());
-  AlignedBuffer buffer(64 * kKiB);
+  AlignedBuffer buffer(kOperations * kBlockBytes);
   std::atomic<int> ran{0};
   std::vector<IoRequest> batch;
   for (int i = 0; i < kOperations; ++i) {
     batch.push_back({.op = IoOp::kRead,
                      .file = 1,
-                     .buffer = buffer.span(),
+                     .buffer = buffer.span().subspan(i * kBlockBytes, kBlockBytes),
                      .done = [&](const absl::Status&, uint64_t) { ++ran; }});
   }
   ASSERT_TRUE(device_->Submit(batch).ok());

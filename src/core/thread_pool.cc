@@ -1,8 +1,8 @@
-#include "llama/thread_pool.h"
+#include "core/thread_pool.h"
 
 #include "core/check.h"
 
-namespace turnkeep::llama {
+namespace turnkeep {
 
 ThreadPool::ThreadPool(uint32_t threads) {
   TK_CHECK(threads >= 1 && threads <= kMaxThreads);
@@ -63,4 +63,4 @@ void ThreadPool::RunTasks(uint32_t worker) {
   }
 }
 
-}  // namespace turnkeep::llama
+}  // namespace turnkeep

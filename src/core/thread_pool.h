@@ -1,7 +1,7 @@
 // A fixed set of threads that work through numbered tasks together with the caller.
 //
-// Which thread runs which task is not fixed, so tasks must not depend on it: the
-// engine's results are the same for every thread count.
+// Which thread runs which task is not fixed, so tasks must not depend on it, and the
+// results that are computed with it do not either.
 //
 // Thread-safety: one ParallelFor at a time.
 //
@@ -18,7 +18,7 @@
 #include <thread>
 #include <vector>
 
-namespace turnkeep::llama {
+namespace turnkeep {
 
 inline constexpr uint32_t kMaxThreads = 64;
 
@@ -53,4 +53,4 @@ class ThreadPool {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace turnkeep::llama
+}  // namespace turnkeep

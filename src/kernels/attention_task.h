@@ -1,0 +1,184 @@
+// What a unit of an attention plan is to the CPU kernels: addresses, visibility and where results
+// go. Internal to src/kernels; plain code that is the same for every instruction set.
+//
+// Thread-compatible.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/attention.h"
+
+namespace turnkeep {
+
+// Tokens that are converted, scored and weighed together.
+inline constexpr uint32_t kTileTokens = 32;
+// Query rows that one pass over a unit's KV serves.
+inline constexpr uint32_t kRowsAtOnce = 256;
+// Below this the streaming kernel runs.
+inline constexpr uint32_t kManyRows = 4;
+
+struct UnitTask {
+  const AttentionShape* shape = nullptr;
+  const PagedKv* kv = nullptr;
+  const AttentionPlan* plan = nullptr;
+  const AttentionTensors* tensors = nullptr;
+  const AttentionPlan::Unit* unit = nullptr;
+  uint32_t kv_head = 0;
+  float* partial_output = nullptr;
+  float* partial_lse = nullptr;
+  float* scores = nullptr;  // of this unit and head; null: not kept
+  bool apply = false;       // scores are given and weights made from them
+
+  uint32_t group() const { return shape->query_heads / shape->kv_heads; }
+  uint32_t row_count() const { return unit->query_count * group(); }
+
+  // Row r of the unit is query r / group, head r % group of the KV head's.
+  uint64_t TensorRow(uint32_t row) const {
+    const uint64_t query = plan->queries[unit->first_query + row / group()];
+    return query * shape->query_heads + kv_head * group() + row % group();
+  }
+  const std::byte* QueryOf(uint32_t row) const {
+    return tensors->queries + TensorRow(row) * shape->head_dim * DTypeBytes(shape->dtype);
+  }
+  // Whether query `query` of the unit sees all, or a given one, of its tokens.
+  bool SeesAll(uint32_t query, uint32_t /*begin*/, uint32_t end) const {
+    return unit->first_mask == AttentionPlan::kNoMask &&
+           plan->limits[unit->first_query + query] >= end;
+  }
+  bool Sees(uint32_t query, uint32_t token) const {
+    if (token >= plan->limits[unit->first_query + query]) return false;
+    if (unit->first_mask == AttentionPlan::kNoMask) return true;
+    const uint64_t words = AttentionPlan::MaskWords(unit->token_count);
+    const uint64_t word = plan->masks[unit->first_mask + query * words + token / 64];
+    return ((word >> (token % 64)) & 1) != 0;
+  }
+
+  // Merged log-sum-exps of rows, for ApplyWeights; those that see nothing get no weight.
+  void LoadLse(uint32_t first_row, uint32_t row_count, uint32_t padded, float* lse) const {
+    std::fill(lse, lse + padded, std::numeric_limits<float>::infinity());
+    for (uint32_t r = 0; r < row_count; ++r) {
+      const float value = tensors->lse[TensorRow(first_row + r)];
+      if (std::isfinite(value)) lse[r] = value;
+    }
+  }
+
+  // Normalises and stores a row's result.
+  void WriteRow(uint32_t row, const float* values, float max, float sum) const {
+    const uint32_t partial = plan->partials[unit->first_query + row / group()];
+    uint64_t at = TensorRow(row);
+    float* output = tensors->output;
+    float* lse = tensors->lse;
+    if (partial != AttentionPlan::kDirect) {
+      at = uint64_t{partial} * shape->query_heads + kv_head * group() + row % group();
+      output = partial_output;
+      lse = partial_lse;
+    }
+    const float factor = apply ? 1.0f : sum > 0 ? 1.0f / sum : 0.0f;
+    float* const to = output + at * shape->head_dim;
+    for (uint32_t j = 0; j < shape->head_dim; ++j) to[j] = values[j] * factor;
+    if (apply) return;
+    lse[at] = sum > 0 ? max + std::log(sum) : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// Walks over a unit's tokens by runs that lie in one page.
+class TokenCursor {
+ public:
+  TokenCursor(const UnitTask& task, uint32_t token)
+      : plan_(*task.plan),
+        segment_(&task.plan->segments[task.unit->first_segment]),
+        page_tokens_(task.shape->page_tokens) {
+    while (token >= segment_->token_count && token > 0) token -= (segment_++)->token_count;
+    Enter(token);
+  }
+
+  uint32_t page() const { return page_; }
+  uint32_t offset_in_page() const { return offset_; }
+  // Tokens from here on in this page and segment.
+  uint32_t RunLength() const {
+    return std::min(page_tokens_ - offset_, segment_->token_count - done_);
+  }
+  // By at most RunLength(). At the end of the unit it must not be used again.
+  void Advance(uint32_t tokens) {
+    done_ += tokens;
+    if (done_ < segment_->token_count) return Enter(done_);
+    const AttentionPlan::Segment* const end = plan_.segments.data() + plan_.segments.size();
+    do {
+      if (++segment_ == end) return;
+    } while (segment_->token_count == 0);
+    Enter(0);
+  }
+
+ private:
+  void Enter(uint32_t token) {
+    done_ = token;
+    const uint32_t at = segment_->offset + token;
+    if (segment_->token_count == 0) return;
+    page_ = plan_.pages[segment_->first_page + at / page_tokens_];
+    offset_ = at % page_tokens_;
+  }
+
+  const AttentionPlan& plan_;
+  const AttentionPlan::Segment* segment_;
+  const uint32_t page_tokens_;
+  uint32_t done_ = 0;  // tokens of the segment before here
+  uint32_t page_ = 0;
+  uint32_t offset_ = 0;
+};
+
+// One worker's memory for a pass of up to kRowsAtOnce rows over a unit. Everything is padded to
+// whole vectors of `lanes` rows.
+struct RowScratch {
+  static constexpr uint32_t kMaxLanes = 16;
+  static constexpr uint32_t kMaxRows = kRowsAtOnce + 2 * kMaxLanes;
+
+  static size_t FloatsFor(uint32_t dim) {
+    return 2 * kMaxRows * dim + 2 * kTileTokens * dim + kTileTokens * 2 * kMaxLanes + 2 * kMaxRows;
+  }
+
+  RowScratch(float* memory, uint32_t base, uint32_t count, size_t lanes, size_t dim)
+      : base(base),
+        count(count),
+        padded(static_cast<uint32_t>((count + lanes - 1) / lanes * lanes)),
+        queries(memory),
+        output(queries + kMaxRows * dim),
+        keys(output + kMaxRows * dim),
+        values(keys + kTileTokens * dim),
+        scores(values + kTileTokens * dim),
+        max(scores + kTileTokens * 2 * kMaxLanes),
+        sum(max + kMaxRows) {}
+
+  uint32_t base;    // first row of the pass
+  uint32_t count;   // rows
+  uint32_t padded;  // rows with padding
+  float* queries;   // [blocks][dim][2 vectors]
+  float* output;    // [rows][dim]
+  float* keys;      // [kTileTokens][dim]
+  float* values;    // [kTileTokens][dim]
+  float* scores;    // [kTileTokens][2 vectors]
+  float* max;
+  float* sum;
+};
+
+// Floats that the scores of one unit and KV head take.
+inline uint64_t ScoresOf(const AttentionPlan::Unit& unit, uint32_t group, size_t lanes) {
+  const uint64_t rows = uint64_t{unit.query_count} * group;
+  if (rows < kManyRows) return rows * unit.token_count;
+  uint64_t padded = rows / kRowsAtOnce * kRowsAtOnce;
+  padded += (rows % kRowsAtOnce + lanes - 1) / lanes * lanes;
+  return padded * unit.token_count;
+}
+
+// The row's result from its partials.
+void MergeRow(const AttentionShape& shape, const AttentionPlan& plan, uint32_t row,
+              const float* partial_output, const float* partial_lse,
+              const AttentionTensors& tensors);
+// The same where the partials' weights are those of the whole already.
+void AddRow(const AttentionShape& shape, const AttentionPlan& plan, uint32_t row,
+            const float* partial_output, const AttentionTensors& tensors);
+
+}  // namespace turnkeep
