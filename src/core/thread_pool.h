@@ -3,6 +3,9 @@
 // Which thread runs which task is not fixed, so tasks must not depend on it, and the
 // results that are computed with it do not either.
 //
+// Between rounds the threads look for work for some microseconds before they sleep: rounds that
+// follow one another closely do not pay for waking.
+//
 // Thread-safety: one ParallelFor at a time.
 //
 //   ThreadPool pool(2);
@@ -41,11 +44,13 @@ class ThreadPool {
   void RunTasks(uint32_t worker);
 
   absl::Mutex mutex_;
-  uint64_t round_ ABSL_GUARDED_BY(mutex_) = 0;  // of ParallelFor calls
-  uint32_t busy_ ABSL_GUARDED_BY(mutex_) = 0;   // workers that are still in the round
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  // Changed under mutex_ where somebody may sleep on it. Release and acquire: round_ publishes the
+  // task to the workers, busy_ their results to the caller.
+  std::atomic<uint64_t> round_{0};  // of ParallelFor calls
+  std::atomic<uint32_t> busy_{0};   // workers that are still in the round
+  std::atomic<bool> stop_{false};
 
-  // Of the running round; published to the workers by mutex_.
+  // Of the running round.
   const std::function<void(size_t, uint32_t)>* task_ = nullptr;
   size_t count_ = 0;
   std::atomic<size_t> next_{0};  // relaxed: it only hands out numbers

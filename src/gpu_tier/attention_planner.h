@@ -31,13 +31,15 @@
 
 namespace turnkeep {
 
-// What a unit costs, in nanoseconds, one KV head: `unit`, and for each of its tokens `token_few` +
-// `row_few` a row where the streaming kernel runs (fewer than `many_rows` rows), else `token_many`
+// What a unit costs, in nanoseconds, one KV head: `unit`, `unit_row` a row, and for each of its
+// tokens `token_few` + `row_few` a row where the streaming kernel runs (fewer than `many_rows`
+// rows), else `token_many`
 // + `row_many` a row, rows counted in steps of `row_step`. A row that has several partials costs
 // `partial` for each (and head). Defaults were measured on the machine of docs/kernels.md with
 // float16 and head_dim 128; MeasureCpuCosts gives this machine's.
 struct AttentionCosts {
   double unit = 250;
+  double unit_row = 60;
   double token_few = 14;
   double row_few = 10;
   double token_many = 25;

@@ -10,6 +10,10 @@
 namespace turnkeep {
 namespace {
 
+// Sharing must promise this much before it is chosen: costs are measured on a machine that does other
+// things too, and a shape that gains little may lose as much.
+constexpr double kGain = 0.93;
+
 class CostModel {
  public:
   CostModel(const PrefixForest& forest, const AttentionPlannerOptions& options)
@@ -17,17 +21,18 @@ class CostModel {
 
   // Nanoseconds a token of a unit with so many queries, one KV head.
   double Token(uint64_t queries) const {
-    const uint64_t rows = queries * (shape_.query_heads / shape_.kv_heads);
+    const uint64_t rows = queries * Group();
     if (rows == 0) return 0;
     if (rows < costs_.many_rows)
       return costs_.token_few + costs_.row_few * static_cast<double>(rows);
     const uint64_t padded = (rows + costs_.row_step - 1) / costs_.row_step * costs_.row_step;
     return costs_.token_many + costs_.row_many * static_cast<double>(padded);
   }
-  double Unit() const { return costs_.unit; }
+  double Unit(uint64_t queries) const {
+    return costs_.unit + costs_.unit_row * static_cast<double>(queries * Group());
+  }
   double Partials(uint64_t queries) const {
-    return costs_.partial * static_cast<double>(queries) *
-           static_cast<double>(shape_.query_heads / shape_.kv_heads);
+    return costs_.partial * static_cast<double>(queries) * static_cast<double>(Group());
   }
   uint64_t QueriesOf(std::span<const ForestSequence> sequences) const {
     uint64_t queries = 0;
@@ -38,11 +43,13 @@ class CostModel {
   double Of(const AttentionPlan& plan) const {
     double cost = Partials(plan.partial_count);
     for (const AttentionPlan::Unit& unit : plan.units)
-      cost += Unit() + unit.token_count * Token(unit.query_count);
+      cost += Unit(unit.query_count) + unit.token_count * Token(unit.query_count);
     return cost;
   }
 
  private:
+  uint64_t Group() const { return shape_.query_heads / shape_.kv_heads; }
+
   const PrefixForest& forest_;
   const AttentionCosts& costs_;
   const AttentionShape& shape_;
@@ -76,8 +83,8 @@ class AutoPlanner final : public AttentionPlanner {
     for (const PrefixForest::Sequence& sequence : forest.sequences())
       if (sequence.query_tokens > 0) path_tokens += forest.PathTokens(sequence.leaf);
     const double per_sequence = static_cast<double>(path_tokens) * model.Token(1) +
-                                static_cast<double>(order.sequences.size()) * model.Unit();
-    if (per_sequence < best) PlanPerSequence(forest, options_, plan);
+                                static_cast<double>(order.sequences.size()) * model.Unit(1);
+    if (per_sequence * kGain < best) PlanPerSequence(forest, options_, plan);
   }
 
   struct Visit {
@@ -116,7 +123,8 @@ class AutoPlanner final : public AttentionPlanner {
     double tokens = 0;
     for (const NodePiece& piece : pieces) tokens += piece.end - piece.begin;
     const uint64_t queries = model.QueriesOf(order.Below(index));
-    const double once = tokens * model.Token(queries) + model.Unit() + model.Partials(2 * queries);
+    const double once =
+        tokens * model.Token(queries) + model.Unit(queries) + model.Partials(2 * queries);
     double apart = 0;
     for (const ForestNode child : node.children)
       apart += tokens * model.Token(model.QueriesOf(order.Below(child)));

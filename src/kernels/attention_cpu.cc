@@ -11,7 +11,6 @@
 #include <cmath>
 #include <limits>
 
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
 #include "kernels/attention_task.h"
@@ -39,6 +38,24 @@ HWY_INLINE Vec<D> LoadFloats(D d, const hwy::float16_t* from) {
 template <class D>
 HWY_INLINE Vec<D> LoadFloats(D d, const hwy::bfloat16_t* from) {
   return hn::PromoteTo(d, hn::LoadU(hn::Rebind<hwy::bfloat16_t, D>(), from));
+}
+
+// 2^x within two units of the last place, 0 below the normal numbers. Scores are kept to base 2.
+template <class D>
+HWY_INLINE Vec<D> Exp2(D d, Vec<D> x) {
+  const hn::RebindToSigned<D> di;
+  const auto whole = hn::NearestInt(x);
+  const Vec<D> f = hn::Sub(x, hn::ConvertTo(d, whole));  // -0.5 to 0.5
+  // Taylor's series; the first term left out is 1.2e-7 at most.
+  Vec<D> p = hn::Set(d, 1.5403530e-4f);
+  p = hn::MulAdd(p, f, hn::Set(d, 1.3333558e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 9.6181291e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.5504109e-2f));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.4022651e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.9314718e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+  const Vec<D> power = hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(whole)));
+  return hn::IfThenElseZero(hn::Gt(x, hn::Set(d, -126.0f)), power);
 }
 
 // Calls use(row, tokens_before) for the K or V row of each of the unit's tokens [begin, end).
@@ -100,25 +117,35 @@ void ScoreTile(D d, const float* q, const float* k, size_t dim, uint32_t tokens,
   for (; t < tokens; ++t) ScoreTokens<1, kVectors>(d, q, k + t * dim, dim, s + t * stride);
 }
 
-// o[row][j] += Σ_t p[t][row] · v[t][j] for four rows.
-template <int kVectors, class D>
+// o[row][j] += Σ_t p[t][row] · v[t][j] for kRows rows and kVectors vectors of j.
+template <int kRows, int kVectors, class D>
 HWY_INLINE void AddValues(D d, const float* HWY_RESTRICT p, size_t p_stride,
                           const float* HWY_RESTRICT v, size_t dim, uint32_t tokens,
                           float* HWY_RESTRICT o) {
   const size_t n = hn::Lanes(d);
-  Vec<D> sums[4][kVectors];
-  for (int r = 0; r < 4; ++r)
+  Vec<D> sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r)
     for (int i = 0; i < kVectors; ++i) sums[r][i] = hn::LoadU(d, o + r * dim + i * n);
   for (uint32_t t = 0; t < tokens; ++t) {
     Vec<D> values[kVectors];
     for (int i = 0; i < kVectors; ++i) values[i] = hn::LoadU(d, v + t * dim + i * n);
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const Vec<D> weight = hn::Set(d, p[t * p_stride + r]);
       for (int i = 0; i < kVectors; ++i) sums[r][i] = hn::MulAdd(weight, values[i], sums[r][i]);
     }
   }
-  for (int r = 0; r < 4; ++r)
+  for (int r = 0; r < kRows; ++r)
     for (int i = 0; i < kVectors; ++i) hn::StoreU(sums[r][i], d, o + r * dim + i * n);
+}
+
+template <int kRows, class D>
+HWY_INLINE void AddValuesOfRows(D d, const float* p, size_t p_stride, const float* v, size_t dim,
+                                uint32_t tokens, float* o) {
+  const size_t n = hn::Lanes(d);
+  size_t j = 0;
+  for (; j + 2 * n <= dim; j += 2 * n)
+    AddValues<kRows, 2>(d, p, p_stride, v + j, dim, tokens, o + j);
+  if (j < dim) AddValues<kRows, 1>(d, p, p_stride, v + j, dim, tokens, o + j);
 }
 
 // One block of kVectors vectors of rows over one tile: scores to weights in place, running
@@ -134,11 +161,11 @@ void SoftmaxTile(D d, uint32_t tokens, size_t dim, float* HWY_RESTRICT s, float*
     for (uint32_t t = 0; t < tokens; ++t)
       now = hn::Max(now, hn::LoadU(d, column + t * kVectors * n));
     now = hn::Max(now, hn::Set(d, kLowest));
-    const Vec<D> shrink = hn::Exp(d, hn::Sub(before, now));
+    const Vec<D> shrink = Exp2(d, hn::Sub(before, now));
     Vec<D> total = hn::Mul(hn::LoadU(d, sum + v * n), shrink);
     for (uint32_t t = 0; t < tokens; ++t) {
       float* const at = column + t * kVectors * n;
-      const Vec<D> weight = hn::Exp(d, hn::Sub(hn::LoadU(d, at), now));
+      const Vec<D> weight = Exp2(d, hn::Sub(hn::LoadU(d, at), now));
       hn::StoreU(weight, d, at);
       total = hn::Add(total, weight);
     }
@@ -175,14 +202,13 @@ void RunBlock(D d, const UnitTask& task, const RowScratch& rows, uint32_t first_
   const size_t dim = task.shape->head_dim;
   const size_t stride = kVectors * n;
   const uint32_t tokens = end - begin;
-  float* s = rows.scores;
+  float* const s = rows.scores;
   if (task.apply) {
-    s = rows.scores;
     for (size_t v = 0; v < kVectors; ++v) {
       const Vec<D> lse = hn::LoadU(d, rows.max + first_row + v * n);
       for (uint32_t t = 0; t < tokens; ++t) {
         const size_t at = t * stride + v * n;
-        hn::StoreU(hn::Exp(d, hn::Sub(hn::LoadU(d, scores + at), lse)), d, s + at);
+        hn::StoreU(Exp2(d, hn::Sub(hn::LoadU(d, scores + at), lse)), d, s + at);
       }
     }
   } else {
@@ -194,13 +220,15 @@ void RunBlock(D d, const UnitTask& task, const RowScratch& rows, uint32_t first_
     SoftmaxTile<kVectors>(d, tokens, dim, s, rows.max + first_row, rows.sum + first_row,
                           rows.output + first_row * dim);
   }
-  for (size_t r = 0; r < stride; r += 4) {
-    float* const o = rows.output + (first_row + r) * dim;
-    size_t j = 0;
-    for (; j + 2 * n <= dim; j += 2 * n)
-      AddValues<2>(d, s + r, stride, rows.values + j, dim, tokens, o + j);
-    for (; j < dim; j += n) AddValues<1>(d, s + r, stride, rows.values + j, dim, tokens, o + j);
-  }
+  // Six rows of two vectors are twelve sums: what hides the latency of a multiply-add.
+  size_t r = 0;
+  float* const o = rows.output + first_row * dim;
+  for (; r + 6 <= stride; r += 6)
+    AddValuesOfRows<6>(d, s + r, stride, rows.values, dim, tokens, o + r * dim);
+  for (; r + 4 <= stride; r += 4)
+    AddValuesOfRows<4>(d, s + r, stride, rows.values, dim, tokens, o + r * dim);
+  for (; r < stride; r += 2)
+    AddValuesOfRows<2>(d, s + r, stride, rows.values, dim, tokens, o + r * dim);
 }
 
 // The scaled queries, transposed in blocks of two vectors of rows (the last one maybe of one).
@@ -215,7 +243,8 @@ void LoadQueries(D d, const UnitTask& task, const RowScratch& rows) {
     const size_t width = std::min<size_t>(2 * n, rows.padded - block);
     HWY_ALIGN float values[kMaxAttentionHeadDim];
     for (size_t j = 0; j < dim; j += n)
-      hn::StoreU(hn::Mul(LoadFloats(d, query + j), hn::Set(d, task.shape->scale)), d, values + j);
+      hn::StoreU(hn::Mul(LoadFloats(d, query + j), hn::Set(d, task.shape->scale * kLog2E)), d,
+                 values + j);
     float* const to = rows.queries + block * dim + (r - block);
     for (size_t j = 0; j < dim; ++j) to[j * width] = values[j];
   }
@@ -290,10 +319,10 @@ void SoftmaxRow(D d, uint32_t tokens, size_t dim, float* s, float* max, float* s
   Vec<D> largest = hn::Set(d, *max);
   for (uint32_t t = 0; t < tokens; t += n) largest = hn::Max(largest, hn::LoadU(d, s + t));
   const float now = std::max(hn::GetLane(hn::MaxOfLanes(d, largest)), kLowest);
-  const float shrink = std::exp(*max - now);
+  const float shrink = std::exp2(*max - now);
   Vec<D> total = hn::Zero(d);
   for (uint32_t t = 0; t < tokens; t += n) {
-    const Vec<D> weight = hn::Exp(d, hn::Sub(hn::LoadU(d, s + t), hn::Set(d, now)));
+    const Vec<D> weight = Exp2(d, hn::Sub(hn::LoadU(d, s + t), hn::Set(d, now)));
     hn::StoreU(weight, d, s + t);
     total = hn::Add(total, weight);
   }
@@ -343,7 +372,7 @@ void RunFewRows(D d, const UnitTask& task, float* scratch) {
   for (int r = 0; r < kRows && !task.apply; ++r) {
     const auto* const query = reinterpret_cast<const T*>(task.QueryOf(static_cast<uint32_t>(r)));
     for (size_t j = 0; j < dim; j += n)
-      hn::StoreU(hn::Mul(LoadFloats(d, query + j), hn::Set(d, task.shape->scale)), d,
+      hn::StoreU(hn::Mul(LoadFloats(d, query + j), hn::Set(d, task.shape->scale * kLog2E)), d,
                  q + r * dim + j);
   }
   float* scores = task.scores;
@@ -353,7 +382,7 @@ void RunFewRows(D d, const UnitTask& task, float* scratch) {
     if (task.apply) {
       for (int r = 0; r < kRows; ++r, scores += end - begin)
         for (uint32_t t = 0; t < end - begin; ++t)
-          s[r * kTileTokens + t] = std::exp(scores[t] - max[r]);
+          s[r * kTileTokens + t] = std::exp2(scores[t] - max[r]);
     } else {
       ForEachRow<T>(task, task.kv->keys, begin, end, [&](const T* row, uint32_t t) {
         ScoreRow<kRows>(d, q, row, dim, s + t, kTileTokens);

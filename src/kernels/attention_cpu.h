@@ -2,7 +2,7 @@
 // up to AVX-512.
 //
 // Two kernels. Units with few query rows (a row is one query of one head of the group) stream K and
-// V through registers: bytes bound. Units with more convert a tile of 32 tokens to float32 once
+// V through registers: bytes bound. Units with more convert a tile of 48 tokens to float32 once
 // and use it for all rows in register blocks, scores transposed so that nothing is reduced across
 // lanes: operations bound. docs/kernels.md has the floors of both.
 //

@@ -15,9 +15,12 @@
 namespace turnkeep {
 
 // Tokens that are converted, scored and weighed together.
-inline constexpr uint32_t kTileTokens = 32;
+inline constexpr uint32_t kTileTokens = 48;  // a multiple of 6 and 16: the blocks of the kernels
 // Query rows that one pass over a unit's KV serves.
 inline constexpr uint32_t kRowsAtOnce = 256;
+// Scores and maxima are to base 2.
+inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLn2 = 0.69314718f;
 // Below this the streaming kernel runs.
 inline constexpr uint32_t kManyRows = 4;
 
@@ -57,12 +60,12 @@ struct UnitTask {
     return ((word >> (token % 64)) & 1) != 0;
   }
 
-  // Merged log-sum-exps of rows, for ApplyWeights; those that see nothing get no weight.
+  // Merged log-sum-exps of rows to base 2, for ApplyWeights; those that see nothing get no weight.
   void LoadLse(uint32_t first_row, uint32_t row_count, uint32_t padded, float* lse) const {
     std::fill(lse, lse + padded, std::numeric_limits<float>::infinity());
     for (uint32_t r = 0; r < row_count; ++r) {
       const float value = tensors->lse[TensorRow(first_row + r)];
-      if (std::isfinite(value)) lse[r] = value;
+      if (std::isfinite(value)) lse[r] = value * kLog2E;
     }
   }
 
@@ -81,7 +84,7 @@ struct UnitTask {
     float* const to = output + at * shape->head_dim;
     for (uint32_t j = 0; j < shape->head_dim; ++j) to[j] = values[j] * factor;
     if (apply) return;
-    lse[at] = sum > 0 ? max + std::log(sum) : -std::numeric_limits<float>::infinity();
+    lse[at] = sum > 0 ? max * kLn2 + std::log(sum) : -std::numeric_limits<float>::infinity();
   }
 };
 

@@ -30,16 +30,17 @@ struct CommandLine {
                   const std::vector<std::string>& examples);
 };
 
-void AddStatusCommand(CommandLine& line);      // status            command_status.cc
-void AddTopCommand(CommandLine& line);         // top               command_top.cc
-void AddListCommands(CommandLine& line);       // ls, show          commands_list.cc
-void AddTreeCommand(CommandLine& line);        // tree              command_tree.cc
-void AddExplainCommand(CommandLine& line);     // explain           command_explain.cc
-void AddSessionCommands(CommandLine& line);    // drop … ttl        commands_session.cc
-void AddVerifyCommand(CommandLine& line);      // verify            command_verify.cc
-void AddFsckCommand(CommandLine& line);        // fsck              command_fsck.cc
-void AddFileCommands(CommandLine& line);       // export, import    commands_file.cc
-void AddBenchCommands(CommandLine& line);      // bench store       command_bench.cc
+void AddStatusCommand(CommandLine& line);    // status            command_status.cc
+void AddTopCommand(CommandLine& line);       // top               command_top.cc
+void AddListCommands(CommandLine& line);     // ls, show          commands_list.cc
+void AddTreeCommand(CommandLine& line);      // tree              command_tree.cc
+void AddExplainCommand(CommandLine& line);   // explain           command_explain.cc
+void AddSessionCommands(CommandLine& line);  // drop … ttl        commands_session.cc
+void AddVerifyCommand(CommandLine& line);    // verify            command_verify.cc
+void AddFsckCommand(CommandLine& line);      // fsck              command_fsck.cc
+void AddFileCommands(CommandLine& line);     // export, import    commands_file.cc
+void AddBenchCommands(CommandLine& line);    // bench store       command_bench.cc
+void AddBenchAttentionCommand(CommandLine& line, CLI::App* group);  // command_bench_attention.cc
 void AddCompletionCommand(CommandLine& line);  // completion        command_completion.cc
 
 // Registers everything above.

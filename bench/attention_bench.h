@@ -1,0 +1,76 @@
+// What `turnkeep bench attention` measures: planners of src/gpu_tier on sets of shapes, each row
+// with its floor from ceilings measured in the same run, and its error against the oracle.
+//
+// Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <absl/status/statusor.h>
+
+#include "gpu_tier/attention_planner.h"
+
+namespace turnkeep::bench {
+
+struct AttentionNode {
+  int parent = -1;  // an earlier node
+  uint32_t tokens = 0;
+  uint32_t sequences = 0;  // that end here
+};
+struct AttentionCaseSpec {
+  std::string shape;  // its name
+  uint32_t query_heads = 0;
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 128;
+  std::vector<AttentionNode> nodes;
+  double traffic_bound = 0;  // relay set: b(s+c) / (s+bc)
+};
+
+// "chunkattention", "relay", "pat", "deft", "random". Sized for the CPU: what differs from the
+// papers' is in `note`. `trees` is a folder with deft_*.json.gz, used where it has them.
+struct AttentionShapeSet {
+  std::vector<AttentionCaseSpec> cases;
+  std::string note;
+};
+absl::StatusOr<AttentionShapeSet> MakeAttentionShapes(const std::string& set,
+                                                      const std::string& trees, uint64_t seed);
+std::vector<std::string> AttentionShapeSetNames();
+
+struct AttentionRow {
+  std::string shape;
+  std::string planner;
+  double us = 0;           // median of an executor call
+  double planning_us = 0;  // median of planning from nothing
+  double speedup = 0;      // over per_sequence, planning included on both sides
+  uint64_t bytes_unique = 0;
+  double floor_us = 0;
+  double error = 0;  // worst relative error against the oracle on the rows checked
+  double traffic_bound = 0;
+  double share() const { return us == 0 ? 0 : floor_us / us; }
+};
+struct AttentionBenchOptions {
+  std::vector<std::string> planners;
+  DType dtype = DType::kFloat16;
+  uint32_t page_tokens = 16;
+  uint32_t threads = 2;
+  uint32_t rounds = 7;
+  uint32_t checked_rows = 2;  // of each shape, against the oracle
+  uint64_t seed = 1;
+  std::function<void(const std::string& what, uint64_t done, uint64_t total)> progress =
+      [](const std::string&, uint64_t, uint64_t) {};
+};
+struct AttentionBenchResult {
+  std::string target;  // instruction set
+  double read_bytes_per_s = 0;
+  double operations_per_s = 0;
+  AttentionCosts costs;  // of the first shape
+  std::vector<AttentionRow> rows;
+};
+// per_sequence runs always, as the yardstick, and is reported if asked for.
+absl::StatusOr<AttentionBenchResult> MeasureAttention(const AttentionBenchOptions& options,
+                                                      const std::vector<AttentionCaseSpec>& cases);
+
+}  // namespace turnkeep::bench

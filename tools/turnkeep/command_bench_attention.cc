@@ -1,0 +1,148 @@
+// turnkeep bench attention: planners against each other, their floors and the oracle.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "attention_bench.h"
+#include "commands.h"
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "human.h"
+#include "progress.h"
+
+namespace turnkeep {
+namespace {
+
+struct AttentionArguments {
+  std::string shapes = "chunkattention";
+  std::string planner = "all";
+  std::string device = "cpu";
+  std::string dtype = "float16";
+  std::string trees = "../shared/traces";
+  uint32_t threads = 2;
+  uint32_t rounds = 7;
+  uint64_t seed = 1;
+};
+
+Json ToJson(const bench::AttentionRow& row) {
+  Json json = {{"shape", row.shape},
+               {"planner", row.planner},
+               {"device", "cpu"},
+               {"us", row.us},
+               {"planning_us", row.planning_us},
+               {"speedup", row.speedup},
+               {"bytes_unique", row.bytes_unique},
+               {"floor_us", row.floor_us},
+               {"share", row.share()},
+               {"error", row.error}};
+  if (row.traffic_bound > 0) json["traffic_bound"] = row.traffic_bound;
+  return json;
+}
+
+void Print(const bench::AttentionBenchResult& result, const std::string& note,
+           Invocation& invocation) {
+  Table table({{"SHAPE"},
+               {"PLANNER"},
+               {"us", Align::kRight},
+               {"PLAN us", Align::kRight},
+               {"SPEEDUP", Align::kRight},
+               {"UNIQUE KV", Align::kRight},
+               {"FLOOR us", Align::kRight},
+               {"SHARE", Align::kRight},
+               {"ERROR", Align::kRight}});
+  for (const bench::AttentionRow& row : result.rows) {
+    table.AddRow({row.shape, row.planner, fmt::format("{:.0f}", row.us),
+                  fmt::format("{:.1f}", row.planning_us), fmt::format("{:.2f}", row.speedup),
+                  HumanBytes(row.bytes_unique), fmt::format("{:.0f}", row.floor_us),
+                  fmt::format("{:.2f}", row.share()), fmt::format("{:.1e}", row.error)});
+  }
+  invocation.Write(table.Render(invocation.style()));
+  invocation.Print(
+      "cpu, {}; ceilings of this run: {}/s read, {:.0f} GFLOP/s. Speed-up is over per_sequence, "
+      "planning included.\nScaled to a CPU: {}.\n",
+      result.target, HumanBytes(static_cast<uint64_t>(result.read_bytes_per_s)),
+      result.operations_per_s * 1e-9, note);
+}
+
+absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
+                                           const AttentionArguments& arguments) {
+  if (arguments.device == "cuda")
+    return FailedPrecondition("--device: this build has no CUDA executor for attention plans");
+  if (arguments.threads == 0 || arguments.threads > kMaxThreads)
+    return InvalidArgument("--threads: {} is outside 1..{}", arguments.threads, kMaxThreads);
+  if (arguments.rounds == 0) return InvalidArgument("--rounds must not be 0");
+  bench::AttentionBenchOptions options;
+  for (const std::string_view name : AttentionPlannerNames())
+    if (arguments.planner == "all" || arguments.planner == name)
+      options.planners.emplace_back(name);
+  options.dtype = arguments.dtype == "float32"    ? DType::kFloat32
+                  : arguments.dtype == "bfloat16" ? DType::kBFloat16
+                                                  : DType::kFloat16;
+  options.threads = arguments.threads;
+  options.rounds = arguments.rounds;
+  options.seed = arguments.seed;
+  TK_ASSIGN_OR_RETURN(
+      const bench::AttentionShapeSet set,
+      bench::MakeAttentionShapes(arguments.shapes, arguments.trees, arguments.seed));
+  Progress bar(invocation.environment(), "shapes");
+  options.progress = [&](const std::string&, uint64_t done, uint64_t total) {
+    bar.Update(done, total);
+  };
+  TK_ASSIGN_OR_RETURN(const bench::AttentionBenchResult result,
+                      bench::MeasureAttention(options, set.cases));
+  if (!invocation.json()) {
+    Print(result, set.note, invocation);
+    return ExitCode::kOk;
+  }
+  Json json = {{"shapes", arguments.shapes},
+               {"scaled", set.note},
+               {"target", result.target},
+               {"threads", arguments.threads},
+               {"read_bytes_per_s", result.read_bytes_per_s},
+               {"operations_per_s", result.operations_per_s},
+               {"rows", Json::array()}};
+  for (const bench::AttentionRow& row : result.rows) json["rows"].push_back(ToJson(row));
+  invocation.WriteJson(json);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void AddBenchAttentionCommand(CommandLine& line, CLI::App* group) {
+  CLI::App* command = line.AddTo(
+      group, "attention",
+      "Time, planning time and error of attention planners on a set of shapes, each row with its\n"
+      "floor from the bandwidth and the arithmetic rate measured in the same run.",
+      {"turnkeep bench attention", "turnkeep bench attention --shapes relay --planner auto --json",
+       "turnkeep bench attention --shapes deft --trees ../shared/traces"});
+  const auto arguments = std::make_shared<AttentionArguments>();
+  std::vector<std::string> planners = {"all"};
+  for (const std::string_view name : AttentionPlannerNames()) planners.emplace_back(name);
+  command->add_option("--shapes", arguments->shapes, "Set of shapes")
+      ->check(CLI::IsMember(bench::AttentionShapeSetNames()))
+      ->capture_default_str();
+  command->add_option("--planner", arguments->planner, "One planner, or all")
+      ->check(CLI::IsMember(planners))
+      ->capture_default_str();
+  command->add_option("--device", arguments->device, "Where the plans run")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--dtype", arguments->dtype, "Of queries and KV")
+      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}))
+      ->capture_default_str();
+  command->add_option("--trees", arguments->trees, "Folder with deft_*.json.gz, if there is one")
+      ->type_name("DIR")
+      ->capture_default_str();
+  command->add_option("--threads", arguments->threads, "Threads")->capture_default_str();
+  command->add_option("--rounds", arguments->rounds, "Medians are over these")
+      ->capture_default_str();
+  command->add_option("--seed", arguments->seed, "Of the random set and the KV")
+      ->capture_default_str();
+  command->callback([&line, arguments] {
+    line.body = [arguments](Invocation& invocation) {
+      return RunBenchAttention(invocation, *arguments);
+    };
+  });
+}
+
+}  // namespace turnkeep
