@@ -92,21 +92,19 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
       1e6 * std::max(static_cast<double>(bytes) / ceilings.read_bytes_per_s,
                      OperationsOf(c.forest(), shape) / ceilings.operations_per_s);
   std::vector<AttentionRow> rows;
-  double yardstick = 0;
-  for (const Contender& contender : contenders)
-    if (contender.planner->name() == "per_sequence")
-      yardstick = Median(contender.us) + Median(contender.planning_us);
+  const auto per_sequence =
+      std::find_if(contenders.begin(), contenders.end(),
+                   [](const Contender& c) { return c.planner->name() == "per_sequence"; });
+  const double yardstick = Median(per_sequence->us) + Median(per_sequence->planning_us);
   for (const Contender& contender : contenders) {
     const std::string name(contender.planner->name());
     if (std::find(options.planners.begin(), options.planners.end(), name) == options.planners.end())
       continue;
-    const double us = Median(contender.us);
-    const double planning_us = Median(contender.planning_us);
     rows.push_back({.shape = spec.shape,
                     .planner = name,
-                    .us = us,
-                    .planning_us = planning_us,
-                    .speedup = yardstick / (us + planning_us),
+                    .us = Median(contender.us),
+                    .planning_us = Median(contender.planning_us),
+                    .speedup = yardstick / (Median(contender.us) + Median(contender.planning_us)),
                     .bytes_unique = bytes,
                     .floor_us = floor_us,
                     .error = contender.error,

@@ -10,8 +10,8 @@
 namespace turnkeep {
 namespace {
 
-// Sharing must promise this much before it is chosen: costs are measured on a machine that does other
-// things too, and a shape that gains little may lose as much.
+// Sharing must promise this much before it is chosen: costs are measured on a machine that does
+// other things too, and a shape that gains little may lose as much.
 constexpr double kGain = 0.93;
 
 class CostModel {
