@@ -175,10 +175,12 @@ absl::StatusOr<ExitCode> RunBenchStore(Invocation& invocation, const BenchArgume
 }  // namespace
 
 void AddBenchCommands(CommandLine& line) {
-  CLI::App* group = line.Add("bench", "Measure this machine; needs no daemon",
-                             {"turnkeep bench store", "turnkeep bench attention"});
+  CLI::App* group =
+      line.Add("bench", "Measure this machine; needs no daemon",
+               {"turnkeep bench store", "turnkeep bench attention", "turnkeep bench gather"});
   group->require_subcommand(1);
   AddBenchAttentionCommand(line, group);
+  AddBenchGatherCommand(line, group);
   CLI::App* command =
       line.AddTo(group, "store",
                  "Bandwidths, latencies, write amplification and memory of the store, each with\n"

@@ -41,6 +41,7 @@ void AddFsckCommand(CommandLine& line);      // fsck              command_fsck.c
 void AddFileCommands(CommandLine& line);     // export, import    commands_file.cc
 void AddBenchCommands(CommandLine& line);    // bench store       command_bench.cc
 void AddBenchAttentionCommand(CommandLine& line, CLI::App* group);  // command_bench_attention.cc
+void AddBenchGatherCommand(CommandLine& line, CLI::App* group);     // command_bench_gather.cc
 void AddCompletionCommand(CommandLine& line);  // completion        command_completion.cc
 
 // Registers everything above.

@@ -1,0 +1,168 @@
+#include "kernels/gather.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/check.h"
+#include "kernels/transpose.h"
+
+namespace turnkeep {
+
+namespace {
+
+constexpr uint32_t kTileTokens = 16;
+
+// Calls use(page start, first token in the page, tokens, tokens before) for each page's part.
+template <typename Use>
+void ForEachPage(const PagedPlane& plane, const TokenRange& range, const Use& use) {
+  uint64_t token = range.first_token;
+  for (uint32_t done = 0; done < range.token_count;) {
+    const uint64_t page = token / plane.page_tokens;
+    const auto in_page = static_cast<uint32_t>(token % plane.page_tokens);
+    const uint32_t count = std::min(plane.page_tokens - in_page, range.token_count - done);
+    TK_CHECK(page < range.pages.size());
+    use(plane.base + range.pages[page] * plane.page_stride * plane.element_bytes, in_page, count,
+        done);
+    token += count;
+    done += count;
+  }
+}
+
+// Elements of kBytes between [token][i] on the dense side and strides on the paged one, for one
+// head of one page, `kToDense` telling the direction.
+template <int kBytes, bool kToDense>
+void MoveElements(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint32_t tokens) {
+  const uint64_t dense_token = uint64_t{plane.heads} * plane.dim * kBytes;
+  const uint64_t token_bytes = plane.token_stride * kBytes;
+  for (uint32_t block = 0; block < plane.dim; block += plane.block_dim) {
+    std::byte* const at = paged + block / plane.block_dim * plane.block_stride * kBytes;
+    for (uint32_t i = 0; i < plane.block_dim; ++i) {
+      std::byte* p = at + i * plane.element_stride * kBytes;
+      std::byte* d = dense + uint64_t{block + i} * kBytes;
+      for (uint32_t t = 0; t < tokens; ++t, p += token_bytes, d += dense_token) {
+        if constexpr (kToDense) {
+          std::memcpy(d, p, kBytes);
+        } else {
+          std::memcpy(p, d, kBytes);
+        }
+      }
+    }
+  }
+}
+
+// Blocks of 16 bytes, as split keys have them.
+template <bool kToDense>
+void MoveBlocks(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint32_t tokens) {
+  const uint64_t dense_token = uint64_t{plane.heads} * plane.dim * plane.element_bytes;
+  const uint64_t token_bytes = plane.token_stride * plane.element_bytes;
+  const uint64_t block_bytes = plane.block_stride * plane.element_bytes;
+  const uint32_t blocks = plane.dim / plane.block_dim;
+  for (uint32_t t = 0; t < tokens; ++t) {
+    std::byte* p = paged + t * token_bytes;
+    std::byte* d = dense + t * dense_token;
+    for (uint32_t b = 0; b < blocks; ++b, p += block_bytes, d += 16) {
+      if constexpr (kToDense) {
+        std::memcpy(d, p, 16);
+      } else {
+        std::memcpy(p, d, 16);
+      }
+    }
+  }
+}
+
+template <bool kToDense>
+void MoveHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint32_t tokens) {
+  const uint64_t row_bytes = uint64_t{plane.dim} * plane.element_bytes;
+  const uint64_t dense_token = plane.heads * row_bytes;
+  if (plane.RowsAreDense()) {
+    const uint64_t token_bytes = plane.token_stride * plane.element_bytes;
+    for (uint32_t t = 0; t < tokens; ++t) {
+      if constexpr (kToDense) {
+        std::memcpy(dense + t * dense_token, paged + t * token_bytes, row_bytes);
+      } else {
+        std::memcpy(paged + t * token_bytes, dense + t * dense_token, row_bytes);
+      }
+    }
+    return;
+  }
+  if (plane.element_stride == 1 && plane.block_dim * plane.element_bytes == 16)
+    return MoveBlocks<kToDense>(plane, paged, dense, tokens);
+  if (plane.block_dim == 1 && plane.token_stride == 1 && plane.element_bytes == 2) {
+    const uint64_t row = plane.block_stride * 2;
+    if constexpr (kToDense) {
+      Transpose16(paged, row, plane.dim, tokens, dense, dense_token);
+    } else {
+      Transpose16(dense, dense_token, tokens, plane.dim, paged, row);
+    }
+    return;
+  }
+  // Tiles of tokens, so that both sides' lines stay in the cache until they are done with.
+  for (uint32_t t = 0; t < tokens; t += kTileTokens) {
+    const uint32_t count = std::min(kTileTokens, tokens - t);
+    std::byte* const p = paged + t * plane.token_stride * plane.element_bytes;
+    std::byte* const d = dense + t * dense_token;
+    switch (plane.element_bytes) {
+      case 1:
+        MoveElements<1, kToDense>(plane, p, d, count);
+        break;
+      case 2:
+        MoveElements<2, kToDense>(plane, p, d, count);
+        break;
+      default:
+        MoveElements<4, kToDense>(plane, p, d, count);
+    }
+  }
+}
+
+template <bool kToDense>
+void Move(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
+  const uint64_t row_bytes = uint64_t{plane.dim} * plane.element_bytes;
+  const uint64_t dense_token = plane.heads * row_bytes;
+  ForEachPage(plane, range, [&](std::byte* page, uint32_t in_page, uint32_t count, uint32_t done) {
+    std::byte* const paged = page + in_page * plane.token_stride * plane.element_bytes;
+    std::byte* const to = dense + done * dense_token;
+    if (plane.TokensAreDense()) {
+      if constexpr (kToDense) {
+        std::memcpy(to, paged, count * dense_token);
+      } else {
+        std::memcpy(paged, to, count * dense_token);
+      }
+      return;
+    }
+    for (uint32_t head = 0; head < plane.heads; ++head) {
+      MoveHead<kToDense>(plane, paged + head * plane.head_stride * plane.element_bytes,
+                         to + head * row_bytes, count);
+    }
+  });
+}
+
+}  // namespace
+
+void GatherPlane(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
+  Move<true>(plane, range, dense);
+}
+
+void ScatterPlane(const PagedPlane& plane, const TokenRange& range, const std::byte* dense) {
+  Move<false>(plane, range, const_cast<std::byte*>(dense));
+}
+
+void ScatterRotated(const PagedPlane& plane, const TokenRange& range, const std::byte* dense,
+                    DType dtype, const Rotation& rotation) {
+  if (rotation.IsIdentity()) return ScatterPlane(plane, range, dense);
+  TK_CHECK(DTypeBytes(dtype) == plane.element_bytes);
+  // A token at a time: its heads fit the L1 cache, and the rotated rows are scattered from there.
+  const uint64_t token_bytes = uint64_t{plane.heads} * plane.dim * plane.element_bytes;
+  constexpr uint64_t kScratchBytes = 16 * 1024;
+  const auto at_once = static_cast<uint32_t>(
+      std::clamp<uint64_t>(kScratchBytes / token_bytes, 1, range.token_count));
+  std::vector<std::byte> rotated(at_once * token_bytes);
+  for (uint32_t done = 0; done < range.token_count; done += at_once) {
+    const uint32_t count = std::min(at_once, range.token_count - done);
+    rotation.Rotate(dtype, plane.heads, plane.dim, done, count, dense + done * token_bytes,
+                    rotated.data());
+    ScatterPlane(plane, {range.pages, range.first_token + done, count}, rotated.data());
+  }
+}
+
+}  // namespace turnkeep

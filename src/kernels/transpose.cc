@@ -1,0 +1,93 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/transpose.cc"
+// An eight by eight tile needs 128-bit vectors; wider instruction sets add nothing.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL)
+#include <hwy/foreach_target.h>
+
+#include "kernels/transpose.h"
+
+#include <cstring>
+
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace turnkeep {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr uint32_t kTile = 8;
+
+#if HWY_TARGET == HWY_SCALAR
+void TransposeTile(const std::byte* from, uint64_t from_stride, std::byte* to, uint64_t to_stride) {
+  for (uint32_t r = 0; r < kTile; ++r)
+    for (uint32_t c = 0; c < kTile; ++c)
+      std::memcpy(to + c * to_stride + 2 * r, from + r * from_stride + 2 * c, 2);
+}
+#else
+void TransposeTile(const std::byte* from, uint64_t from_stride, std::byte* to, uint64_t to_stride) {
+  const hn::Full128<uint16_t> d16;
+  const hn::Full128<uint32_t> d32;
+  const hn::Full128<uint64_t> d64;
+  using V16 = hn::Vec<decltype(d16)>;
+  V16 a[kTile], b[kTile];
+  for (uint32_t r = 0; r < kTile; ++r)
+    a[r] = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from + r * from_stride));
+  // Pairs of rows, of pairs, of fours.
+  for (uint32_t r = 0; r < kTile; r += 2) {
+    b[r] = hn::InterleaveLower(d16, a[r], a[r + 1]);
+    b[r + 1] = hn::InterleaveUpper(d16, a[r], a[r + 1]);
+  }
+  for (uint32_t r = 0; r < kTile; r += 4) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      const auto low = hn::BitCast(d32, b[r + i]);
+      const auto high = hn::BitCast(d32, b[r + 2 + i]);
+      a[r + 2 * i] = hn::BitCast(d16, hn::InterleaveLower(d32, low, high));
+      a[r + 2 * i + 1] = hn::BitCast(d16, hn::InterleaveUpper(d32, low, high));
+    }
+  }
+  for (uint32_t i = 0; i < 4; ++i) {
+    const auto low = hn::BitCast(d64, a[i]);
+    const auto high = hn::BitCast(d64, a[4 + i]);
+    b[2 * i] = hn::BitCast(d16, hn::InterleaveLower(d64, low, high));
+    b[2 * i + 1] = hn::BitCast(d16, hn::InterleaveUpper(d64, low, high));
+  }
+  for (uint32_t c = 0; c < kTile; ++c)
+    hn::StoreU(b[c], d16, reinterpret_cast<uint16_t*>(to + c * to_stride));
+}
+
+#endif
+
+// Whole tiles only.
+void TransposeTiles(const std::byte* from, uint64_t from_stride, uint32_t rows, uint32_t columns,
+                    std::byte* to, uint64_t to_stride) {
+  for (uint32_t r = 0; r + kTile <= rows; r += kTile)
+    for (uint32_t c = 0; c + kTile <= columns; c += kTile)
+      TransposeTile(from + r * from_stride + 2 * c, from_stride, to + c * to_stride + 2 * r,
+                    to_stride);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace turnkeep
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace turnkeep {
+
+HWY_EXPORT(TransposeTiles);
+
+void Transpose16(const std::byte* from, uint64_t from_stride, uint32_t rows, uint32_t columns,
+                 std::byte* to, uint64_t to_stride) {
+  constexpr uint32_t kTile = 8;
+  HWY_DYNAMIC_DISPATCH(TransposeTiles)(from, from_stride, rows, columns, to, to_stride);
+  const uint32_t whole_rows = rows / kTile * kTile;
+  const uint32_t whole_columns = columns / kTile * kTile;
+  for (uint32_t r = 0; r < rows; ++r)
+    for (uint32_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+      std::memcpy(to + c * to_stride + 2 * r, from + r * from_stride + 2 * c, 2);
+}
+
+}  // namespace turnkeep
+#endif  // HWY_ONCE
