@@ -1,0 +1,144 @@
+// A restore that overlaps the engine's compute (CachedAttention §3.2): while layer i computes,
+// layer i + 1 is copied to the device and layer i + 2 is read from disk.
+//
+//   disk -> host   the store, in layer order (RestoreTicket::WaitLayer)
+//   host -> read buffer, on the read stream, page by page out of the arena, which is
+//                  verified meanwhile
+//   read buffer -> the engine's pages, on the scatter stream, only what was verified
+//   the engine's compute stream waits for the layer's event; no thread of the engine waits for a
+//   copy
+//
+// Loading begins at Start, before the job that needs it runs and has pages: until Bind everything
+// stays in the read buffer, as much as its budget holds. Where loading is slower than computing
+// that head start is what hides the difference; read_buffer.h says how much is needed.
+//
+// Thread-safety: one owner; Bind, WaitLayer and the destructor on one thread.
+//
+//   TK_ASSIGN_OR_RETURN(auto restore, LayerRestore::Start(device, layout, std::move(ticket), {}));
+//   … the job before ends, pages are allocated …
+//   TK_RETURN_IF_ERROR(restore->Bind(mover));
+//   for (uint32_t layer = 0; layer < layers; ++layer) {
+//     TK_ASSIGN_OR_RETURN(uint64_t tokens, restore->WaitLayer(layer, *compute));
+//     LaunchLayer(layer, *compute);
+//   }
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/synchronization/mutex.h>
+
+#include "core/kv_store.h"
+#include "core/units.h"
+#include "gpu_tier/device.h"
+#include "gpu_tier/layer_mover.h"
+#include "gpu_tier/staging_ring.h"
+
+namespace turnkeep {
+
+struct LayerRestoreOptions {
+  uint64_t buffer_bytes = 64 * kMiB;  // device memory of the read buffer, see StagingRing
+  uint64_t piece_bytes = 4 * kMiB;    // of one copy
+  uint64_t max_tokens = kMaxSessionTokens;
+};
+
+struct LayerRestoreReport {
+  uint64_t copied_bytes = 0;    // host to device
+  uint64_t buffered_bytes = 0;  // most that was waiting in the read buffer for Bind
+  uint64_t buffer_bytes = 0;    // device memory of the read buffer
+  double stall_s = 0;           // time that the compute stream waited at layers
+  std::vector<double> layer_stall_s;
+  std::string trouble;  // why fewer tokens came than were promised; empty: none
+};
+
+class LayerRestore {
+ public:
+  // Starts loading at once. `device` outlives this. ResourceExhausted: no room for the buffer.
+  static absl::StatusOr<std::unique_ptr<LayerRestore>> Start(Device& device, const KvLayout& layout,
+                                                             std::unique_ptr<RestoreTicket> ticket,
+                                                             const LayerRestoreOptions& options);
+  // Stops after the layer that is being read, waits for the copies that are in flight, and
+  // releases the ticket.
+  ~LayerRestore();
+  LayerRestore(const LayerRestore&) = delete;
+  LayerRestore& operator=(const LayerRestore&) = delete;
+
+  // Tokens that may still be counted on; never grows.
+  uint64_t token_count() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The engine has pages for token_count() tokens: what is buffered is scattered, and so is all
+  // that follows. `mover` outlives this. Scattering waits for what `after` (may be null) has now:
+  // the pages' last use by somebody else. Once.
+  absl::Status Bind(LayerMover& mover, const DeviceEvent* after = nullptr) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Makes later work of `compute` wait until `layer` is in the engine's pages. Blocks this thread
+  // only until the layer has arrived in host memory. Returns for how many leading tokens this and
+  // all earlier layers are in place; what lies behind is to be computed. An error: the device's.
+  // Damage, lateness and a lost daemon only make the number smaller.
+  absl::StatusOr<uint64_t> WaitLayer(uint32_t layer, DeviceStream& compute)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // After the compute stream has passed the last WaitLayer. FailedPrecondition before.
+  absl::StatusOr<LayerRestoreReport> Report() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  // A piece in a slot, to be scattered; without pages: the end of a layer.
+  struct Staged {
+    uint32_t layer = 0;
+    StagingSlot* slot = nullptr;
+    std::vector<StagedPage> pages;
+    uint64_t bytes = 0;
+    uint64_t tokens = 0;  // end of a layer: what is in place
+  };
+  struct LayerMarks {
+    std::unique_ptr<DeviceEvent> landed;
+    std::unique_ptr<DeviceEvent> before_wait;
+    std::unique_ptr<DeviceEvent> after_wait;
+    uint64_t tokens = 0;  // valid once the layer counts in enqueued_layers_
+  };
+
+  LayerRestore(Device& device, const KvLayout& layout, std::unique_ptr<RestoreTicket> ticket);
+  absl::Status Prepare(const LayerRestoreOptions& options);
+  void Run();
+  // Copies, verifies and hands over one layer of the first `tokens` tokens; returns how many of
+  // them are right.
+  absl::StatusOr<uint64_t> LoadLayer(uint32_t layer, uint64_t tokens);
+  absl::StatusOr<uint64_t> LoadPiece(uint32_t layer, const PieceRange& piece, uint64_t tokens);
+  // The slot for the next piece, null when stopping. Blocks while all of them wait for Bind.
+  StagingSlot* TakeSlot() ABSL_LOCKS_EXCLUDED(mu_);
+  void Hand(Staged staged) ABSL_LOCKS_EXCLUDED(mu_);
+  // Scatters what was handed over, on whichever thread comes first.
+  void Flush() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Scatter(LayerMover& mover, const Staged& staged);
+  void Fail(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  void Trouble(const std::string& what) ABSL_LOCKS_EXCLUDED(mu_);
+
+  Device& device_;
+  const KvLayout layout_;
+  std::unique_ptr<RestoreTicket> ticket_;
+  std::unique_ptr<DeviceStream> read_;
+  std::unique_ptr<DeviceStream> scatter_;
+  StagingRing ring_;  // the loader's
+  std::vector<LayerMarks> marks_;
+
+  mutable absl::Mutex mu_;
+  uint64_t tokens_ ABSL_GUARDED_BY(mu_) = 0;
+  LayerMover* mover_ ABSL_GUARDED_BY(mu_) = nullptr;
+  std::deque<Staged> staged_ ABSL_GUARDED_BY(mu_);  // bounded by the slots and layers
+  size_t staged_slots_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t staged_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool flushing_ ABSL_GUARDED_BY(mu_) = false;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  uint32_t enqueued_layers_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);  // the device's
+  LayerRestoreReport report_ ABSL_GUARDED_BY(mu_);
+  std::thread loader_;
+};
+
+}  // namespace turnkeep
