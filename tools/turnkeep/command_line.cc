@@ -115,6 +115,7 @@ void AddAllCommands(CommandLine& line) {
   AddFsckCommand(line);
   AddFileCommands(line);
   AddBenchCommands(line);
+  AddReplayCommand(line);
   AddCompletionCommand(line);
 }
 

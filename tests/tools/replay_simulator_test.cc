@@ -1,0 +1,251 @@
+// Hit counts, the optimum, times and determinism of a replay, on cases done by hand.
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "core/units.h"
+#include "optimum.h"
+#include "replay.h"
+#include "restore_model.h"
+
+namespace turnkeep::replay {
+namespace {
+
+using Runs = std::vector<TraceBuilder::SourceRun>;
+
+// One request a second, blocks of ten tokens.
+Trace Make(const std::vector<Runs>& prompts) {
+  TraceBuilder builder("test", 10);
+  const uint32_t session = builder.NewSession();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    TraceRequest request;
+    request.time_s = static_cast<double>(i);
+    request.session = session;
+    uint64_t blocks = 0;
+    for (const auto& run : prompts[i]) blocks += run.count;
+    request.input_tokens = static_cast<uint32_t>(10 * blocks);
+    request.output_tokens = 1;
+    EXPECT_TRUE(builder.Add(request, prompts[i]).ok());
+  }
+  return std::move(builder).Finish();
+}
+
+std::vector<uint32_t> Order(const Trace& trace) {
+  std::vector<uint32_t> order;
+  for (uint32_t i = 0; i < trace.requests.size(); ++i) order.push_back(i);
+  return order;
+}
+
+Result RunReplay(const Trace& trace, uint64_t host_blocks, uint64_t disk_blocks) {
+  Options options;
+  options.host_blocks = host_blocks;
+  options.disk_blocks = disk_blocks;
+  const auto result = Replay(trace, options, nullptr);
+  EXPECT_TRUE(result.ok()) << result.status();
+  return *result;
+}
+
+TEST(ReplaySimulator, LruCountsPrefixHitsByTier) {
+  // a = 1..3, b = 11..13, then a again: with three host blocks a is on disk by then.
+  const Trace trace = Make({{{1, 3}}, {{11, 3}}, {{1, 3}}, {{1, 3}}});
+  const Result result = RunReplay(trace, 3, 3);
+  EXPECT_EQ(result.metrics.requests, 4u);
+  EXPECT_EQ(result.metrics.blocks, 12u);
+  EXPECT_EQ(result.metrics.hit_blocks, 6u);
+  EXPECT_EQ(result.metrics.hit_blocks_disk, 3u);
+  EXPECT_EQ(result.metrics.hit_blocks_host, 3u);
+  EXPECT_EQ(result.metrics.hit_requests, 2u);
+  EXPECT_EQ(result.metrics.hit_requests_host, 1u);
+  // The last token of a prompt is always computed.
+  EXPECT_EQ(result.metrics.hit_tokens, 58u);
+  // a goes to disk; when it comes back b goes too, and pushes nothing out that is needed.
+  EXPECT_EQ(result.metrics.disk_written_bytes, 6 * result.block_bytes);
+  EXPECT_EQ(result.optimal_hit_blocks, 6u);
+}
+
+TEST(ReplaySimulator, WhatDoesNotFitKeepsItsPrefix) {
+  const Trace trace = Make({{{1, 6}}, {{1, 6}}});
+  EXPECT_EQ(RunReplay(trace, 4, 0).metrics.hit_blocks, 4u);
+  EXPECT_EQ(RunReplay(trace, 0, 0).metrics.hit_blocks, 0u);
+  EXPECT_EQ(RunReplay(trace, 0, 6).metrics.hit_blocks_disk, 6u);
+  EXPECT_EQ(RunReplay(trace, 100, 0).metrics.hit_blocks, 6u);
+}
+
+TEST(ReplaySimulator, ABlockAfterAMissingOneIsNoHit) {
+  Trace trace = Make({{{1, 3}}, {{1, 1}, {9, 1}, {3, 1}}});
+  const Result result = RunReplay(trace, 100, 0);
+  EXPECT_EQ(result.metrics.hit_blocks, 1u);
+}
+
+TEST(ReplaySimulator, WarmUpIsServedButNotCounted) {
+  const Trace trace = Make({{{1, 3}}, {{1, 3}}, {{1, 4}}});
+  Options options;
+  options.host_blocks = 10;
+  options.warmup = 2;
+  const auto result = Replay(trace, options, nullptr);
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->metrics.requests, 1u);
+  EXPECT_EQ(result->metrics.blocks, 4u);
+  EXPECT_EQ(result->metrics.hit_blocks, 3u);
+  EXPECT_EQ(result->optimal_hit_blocks, 3u);
+}
+
+TEST(ReplayOptimum, IsWhatIsCountedByHand) {
+  // Two sessions in turn; two blocks of room. LRU keeps none of a cycle, the optimum half.
+  const Trace trace = Make({{{1, 2}}, {{11, 2}}, {{1, 2}}, {{11, 2}}, {{1, 2}}});
+  const NextUses uses(trace, Order(trace));
+  EXPECT_EQ(OptimalHits(uses, 2, 0), 4u) << "1 and 2 stay";
+  EXPECT_EQ(OptimalHits(uses, 3, 0), 5u);
+  EXPECT_EQ(OptimalHits(uses, 4, 0), 6u);
+  EXPECT_EQ(OptimalHits(uses, 0, 0), 0u);
+  EXPECT_EQ(PeakLiveBlocks(uses), 4u);
+  EXPECT_EQ(RunReplay(trace, 2, 0).metrics.hit_blocks, 0u);
+}
+
+// Belady's rule block by block: after each request keep those used again soonest.
+uint64_t SlowOptimum(const Trace& trace, uint64_t capacity) {
+  std::vector<std::vector<uint32_t>> paths;
+  for (const TraceRequest& request : trace.requests) {
+    paths.emplace_back();
+    for (const BlockRun& run : trace.RunsOf(request)) {
+      for (uint32_t i = 0; i < run.count; ++i) paths.back().push_back(run.first + i);
+    }
+  }
+  const auto next_use = [&](uint32_t block, size_t after) {
+    for (size_t i = after + 1; i < paths.size(); ++i) {
+      if (std::count(paths[i].begin(), paths[i].end(), block) > 0) return i;
+    }
+    return paths.size();
+  };
+  std::set<uint32_t> cached;
+  uint64_t hits = 0;
+  for (size_t now = 0; now < paths.size(); ++now) {
+    for (const uint32_t block : paths[now]) {
+      if (!cached.contains(block)) break;
+      ++hits;
+    }
+    cached.insert(paths[now].begin(), paths[now].end());
+    while (cached.size() > capacity) {
+      // Children have higher numbers than their parents here.
+      cached.erase(*std::max_element(cached.begin(), cached.end(), [&](uint32_t a, uint32_t b) {
+        return std::pair(next_use(a, now), a) < std::pair(next_use(b, now), b);
+      }));
+    }
+  }
+  return hits;
+}
+
+Trace RandomTrace(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<Runs> prompts;
+  for (int i = 0; i < 60; ++i) {
+    const uint64_t session = random() % 8;
+    const uint64_t shared = random() % 4;
+    prompts.push_back({{1, 1 + shared}, {100 * (session + 1), 1 + random() % 6}});
+  }
+  return Make(prompts);
+}
+
+TEST(ReplayOptimum, EqualsBeladyBlockByBlockAndNoPolicyBeatsIt) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(seed);
+    const Trace trace = RandomTrace(seed);
+    const NextUses uses(trace, Order(trace));
+    for (const uint64_t capacity : {1, 5, 12, 25, 60}) {
+      const uint64_t optimal = OptimalHits(uses, capacity, 0);
+      EXPECT_EQ(optimal, SlowOptimum(trace, capacity)) << capacity;
+      EXPECT_LE(RunReplay(trace, capacity, 0).metrics.hit_blocks, optimal) << capacity;
+      EXPECT_LE(RunReplay(trace, capacity / 2, capacity - capacity / 2).metrics.hit_blocks,
+                optimal);
+    }
+  }
+}
+
+TEST(ReplaySimulator, TheSameTraceAndOptionsGiveTheSameResult) {
+  const Trace trace = RandomTrace(7);
+  const Result a = RunReplay(trace, 5, 9);
+  const Result b = RunReplay(trace, 5, 9);
+  EXPECT_EQ(a.metrics.order, b.metrics.order);
+  EXPECT_EQ(a.metrics.hit_blocks, b.metrics.hit_blocks);
+  EXPECT_EQ(a.metrics.disk_written_bytes, b.metrics.disk_written_bytes);
+  EXPECT_EQ(a.metrics.ttft_with, b.metrics.ttft_with);
+}
+
+TEST(ReplaySimulator, OneServerMakesRequestsWaitInOrder) {
+  const Trace trace = Make({{{1, 2}}, {{11, 2}}, {{21, 2}}});
+  Options options;
+  options.queue = QueueRule::kGpu;
+  options.batch = 1;
+  options.prefill_tokens_per_s = 10;  // two seconds a prompt, one arrival a second
+  options.host_blocks = 100;
+  const auto result = Replay(trace, options, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const Metrics& m = result->metrics;
+  EXPECT_EQ(m.order, (std::vector<uint32_t>{0, 1, 2}));
+  EXPECT_NEAR(m.prefill_s_without, 6, 1e-9);
+  EXPECT_NEAR(m.wait_s, 1 + 2 + 3 * (m.decode_s / 3), 1e-6);
+  EXPECT_NEAR(m.gpu_s_with, m.prefill_s_with + m.decode_s, 1e-9);
+}
+
+TEST(ReplayRestore, IsDeclinedWhenPrefillIsQuicker) {
+  RestoreCase restore = {.input_tokens = 1000,
+                         .host_tokens = 900,
+                         .disk_tokens = 0,
+                         .prefill_tokens_per_s = 1000,
+                         .host_load_tokens_per_s = 10'000,
+                         .disk_load_tokens_per_s = 1000,
+                         .layers = 10};
+  RestorePlan plan = PlanRestore(restore, true);
+  EXPECT_FALSE(plan.declined);
+  EXPECT_NEAR(plan.ttft_s, 0.1 + 0.009, 1e-9);
+  // 1.8 s to load, 1 s to compute: take what loads while the rest is computed.
+  restore.host_load_tokens_per_s = 500;
+  plan = PlanRestore(restore, true);
+  EXPECT_TRUE(plan.declined);
+  EXPECT_LT(plan.ttft_s, 1.0);
+  EXPECT_GT(plan.host_tokens, 200);
+  EXPECT_LT(plan.host_tokens, 400);
+  EXPECT_GT(PlanRestore(restore, false).ttft_s, 1.0);
+  // Hopeless: nothing is taken.
+  restore.host_load_tokens_per_s = 1;
+  restore.layers = 1;
+  plan = PlanRestore(restore, true);
+  EXPECT_TRUE(plan.declined);
+  EXPECT_LE(plan.ttft_s, 1.0 + 1e-6);
+}
+
+TEST(ReplayModels, KvBytesAreThePapers) {
+  const std::map<std::string, double> megabytes = {
+      {"llama-13b", 0.78}, {"llama-65b", 2.5}, {"llama-70b", 0.31}, {"falcon-40b", 0.12}};
+  for (const auto& [name, mib] : megabytes) {
+    const auto model = FindModel(name);
+    ASSERT_TRUE(model.ok());
+    EXPECT_NEAR(static_cast<double>(model->kv_bytes_per_token) / double(kMiB), mib, 0.012) << name;
+  }
+  EXPECT_NEAR(2048 / FindModel("llama-65b")->prefill_tokens_per_s, 0.36, 0.01);
+  EXPECT_FALSE(FindModel("gpt").ok());
+}
+
+TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
+  const std::pair<const char*, const char*> bad[] = {
+      {"host-gib", "-1"},        {"host-blocks", "x"},
+      {"policy2", "lru"},        {"watermarks", "0.9"},
+      {"watermarks", "0.8:0.9"}, {"starts", "weekly"},
+      {"starts", "poisson:0"},   {"batch", "0"},
+      {"queue", "long"},         {"decline", "maybe"},
+      {"host-live-share", "2"},  {"kv-bytes-per-token", "0"}};
+  for (const auto& [name, value] : bad) {
+    Options options;
+    const auto status = SetOption(name, value, &options);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << name << " " << value;
+    EXPECT_NE(std::string(status.message()).find(name), std::string::npos) << status;
+  }
+  EXPECT_FALSE(ParseSweep("policy").ok());
+  EXPECT_EQ(ParseSweep("policy=lru,fifo")->values.size(), 2u);
+}
+
+}  // namespace
+}  // namespace turnkeep::replay

@@ -1,0 +1,106 @@
+#include "cache.h"
+
+#include "core/status.h"
+
+namespace turnkeep::replay {
+
+using Kind = PlacementEvent::Kind;
+
+absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options) {
+  std::unique_ptr<Cache> cache(new Cache(options));
+  TK_ASSIGN_OR_RETURN(auto host, MakePolicy(options.policy));
+  TK_ASSIGN_OR_RETURN(auto disk, MakePolicy(options.policy));
+  PlacementOptions placement;
+  placement.host_capacity_bytes = options.host_bytes;
+  placement.disk_capacity_bytes = options.disk_bytes;
+  placement.high_watermark = options.high_watermark;
+  placement.low_watermark = options.low_watermark;
+  cache->placement_ = std::make_unique<Placement>(placement, std::move(host), std::move(disk));
+  return cache;
+}
+
+Cache::Found Cache::Find(std::span<const BlockRun> runs) const {
+  Found found;
+  for (const BlockRun& run : runs) {
+    for (uint32_t block = run.first; block < run.first + run.count; ++block) {
+      if (placement_->InHost(block)) {
+        ++found.host_blocks;
+      } else if (placement_->OnDisk(block)) {
+        ++found.disk_blocks;
+      } else {
+        return found;
+      }
+    }
+  }
+  return found;
+}
+
+void Cache::Handle(Kind kind, uint32_t block, uint64_t bytes, int64_t now_ns) {
+  placement_->Handle({.kind = kind, .chunk = block, .bytes = bytes, .now_ns = now_ns}, &actions_);
+  if (!actions_.empty()) Run(now_ns);
+}
+
+// Does what the placement asked for. An answer may ask for more.
+void Cache::Run(int64_t now_ns) {
+  for (size_t i = 0; i < actions_.size(); ++i) {
+    const PlacementAction action = actions_[i];
+    switch (action.kind) {
+      case PlacementAction::Kind::kWriteToDisk:
+        disk_written_bytes_ += bytes_of_[action.chunk];
+        placement_->Handle({.kind = Kind::kDiskWritten, .chunk = action.chunk, .now_ns = now_ns},
+                           &actions_);
+        break;
+      case PlacementAction::Kind::kEvictHost:
+      case PlacementAction::Kind::kEvictDisk:
+        if (!placement_->InHost(action.chunk) && !placement_->OnDisk(action.chunk)) {
+          ++evicted_blocks_;
+        }
+        break;
+    }
+  }
+  actions_.clear();
+}
+
+void Cache::Bring(uint32_t block, uint64_t bytes, int64_t now_ns) {
+  if (block >= bytes_of_.size()) bytes_of_.resize(block + 1 + block / 2);
+  bytes_of_[block] = bytes;
+  Handle(Kind::kHostReserved, block, bytes, now_ns);
+  Handle(Kind::kHostFilled, block, bytes, now_ns);
+  if (options_.host_bytes < bytes) Handle(Kind::kHostSpaceNeeded, block, bytes, now_ns);
+}
+
+void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
+                int64_t now_ns) {
+  uint64_t total = 0;
+  for (const BlockRun& run : runs) total += run.count;
+  const auto each_backwards = [&](uint64_t end, const auto& visit) {
+    uint64_t begin = total;
+    for (size_t i = runs.size(); i-- > 0;) {
+      begin -= runs[i].count;
+      for (uint32_t j = runs[i].count; j-- > 0;) {
+        if (begin + j < end) visit(begin + j, runs[i].first + j);
+      }
+    }
+  };
+  // What was found must not make room for what was not: used first, so that it is newer,
+  // and once more after it, so that parents stay newer than children.
+  if (found < total) {
+    each_backwards(found, [&](uint64_t, uint32_t block) {
+      Handle(Kind::kTouched, block, block_bytes, now_ns);
+    });
+  }
+  each_backwards(total, [&](uint64_t, uint32_t block) {
+    if (placement_->InHost(block)) {
+      Handle(Kind::kTouched, block, block_bytes, now_ns);
+    } else {
+      Bring(block, block_bytes, now_ns);
+    }
+  });
+}
+
+void Cache::Forget(uint32_t block, int64_t now_ns) {
+  Handle(Kind::kHostLost, block, 0, now_ns);
+  Handle(Kind::kDiskLost, block, 0, now_ns);
+}
+
+}  // namespace turnkeep::replay

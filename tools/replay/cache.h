@@ -1,0 +1,70 @@
+// The store's placement without bytes: which blocks of a prompt are where, and what serving
+// a prompt moves. Drives the same Placement and policies as the daemon; writes to disk
+// and reads from it take no time here.
+//
+// Within a prompt blocks are touched from the last to the first, so that what depends on a
+// block is never newer than the block.
+//
+// Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <absl/status/statusor.h>
+
+#include "store/placement.h"
+#include "trace.h"
+
+namespace turnkeep::replay {
+
+struct CacheOptions {
+  uint64_t host_bytes = 0;
+  uint64_t disk_bytes = 0;
+  std::string policy = "lru";
+  double high_watermark = 1.0;
+  double low_watermark = 1.0;
+};
+
+class Cache {
+ public:
+  static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options);
+
+  struct Found {
+    uint32_t host_blocks = 0;
+    uint32_t disk_blocks = 0;
+    uint32_t blocks() const { return host_blocks + disk_blocks; }
+  };
+  // The longest prefix of `runs` that is in either tier.
+  Found Find(std::span<const BlockRun> runs) const;
+
+  // A prompt whose first `found` blocks were found is in use: those on disk come to the
+  // host tier, the others are saved there. Blocks of `block_bytes`, a multiple
+  // of kBlockBytes.
+  void Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes, int64_t now_ns);
+  // Drops every copy of `block`, which is about to be saved with another size.
+  void Forget(uint32_t block, int64_t now_ns);
+
+  uint64_t disk_written_bytes() const { return disk_written_bytes_; }
+  uint64_t evicted_blocks() const { return evicted_blocks_; }  // gone from both tiers
+  const Placement& placement() const { return *placement_; }
+
+ private:
+  explicit Cache(const CacheOptions& options) : options_(options) {}
+
+  void Handle(PlacementEvent::Kind kind, uint32_t block, uint64_t bytes, int64_t now_ns);
+  void Run(int64_t now_ns);
+  void Bring(uint32_t block, uint64_t bytes, int64_t now_ns);
+
+  const CacheOptions options_;
+  std::unique_ptr<Placement> placement_;
+  std::vector<PlacementAction> actions_;
+  std::vector<uint64_t> bytes_of_;  // by block
+  uint64_t disk_written_bytes_ = 0;
+  uint64_t evicted_blocks_ = 0;
+};
+
+}  // namespace turnkeep::replay

@@ -1,0 +1,206 @@
+#include "options.h"
+
+#include "core/status.h"
+#include "each_line.h"
+
+namespace turnkeep::replay {
+namespace {
+
+using Text = const std::string&;
+
+absl::Status SetCount(Text text, uint64_t low, uint64_t high, uint64_t* value) {
+  TK_ASSIGN_OR_RETURN(const uint64_t parsed, ParseCount(text, "value", high));
+  if (parsed < low) return InvalidArgument("{} is below {}", parsed, low);
+  *value = parsed;
+  return absl::OkStatus();
+}
+
+absl::Status SetCount(Text text, uint64_t low, uint64_t high, std::optional<uint64_t>* value) {
+  uint64_t parsed = 0;
+  TK_RETURN_IF_ERROR(SetCount(text, low, high, &parsed));
+  *value = parsed;
+  return absl::OkStatus();
+}
+
+absl::Status SetCount(Text text, uint64_t low, uint32_t high, uint32_t* value) {
+  uint64_t parsed = 0;
+  TK_RETURN_IF_ERROR(SetCount(text, low, uint64_t{high}, &parsed));
+  *value = static_cast<uint32_t>(parsed);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> Positive(Text text) {
+  TK_ASSIGN_OR_RETURN(const double parsed, ParseNonNegative(text, "value"));
+  if (parsed <= 0) return InvalidArgument("\"{}\" is not above 0", text);
+  return parsed;
+}
+
+absl::Status SetPositive(Text text, double* value) {
+  TK_ASSIGN_OR_RETURN(*value, Positive(text));
+  return absl::OkStatus();
+}
+
+absl::Status SetNonNegative(Text text, double* value) {
+  TK_ASSIGN_OR_RETURN(*value, ParseNonNegative(text, "value"));
+  return absl::OkStatus();
+}
+
+constexpr double kMaxGib = double(1 << 22);  // 4 PiB
+
+absl::Status SetGib(Text text, std::optional<double>* value) {
+  TK_ASSIGN_OR_RETURN(*value, ParseNonNegative(text, "value"));
+  if (**value > kMaxGib) return InvalidArgument("{} GiB is more than 4 PiB", text);
+  return absl::OkStatus();
+}
+
+absl::Status SetWatermarks(Text text, Options* options) {
+  const auto parts = Split(text, ':');
+  if (parts.size() != 2) return InvalidArgument("\"{}\" is not HIGH:LOW", text);
+  TK_ASSIGN_OR_RETURN(const double high, ParseNonNegative(parts[0], "high"));
+  TK_ASSIGN_OR_RETURN(const double low, ParseNonNegative(parts[1], "low"));
+  if (high > 1 || low > high) return InvalidArgument("\"{}\" is not 1 >= HIGH >= LOW", text);
+  options->high_watermark = high;
+  options->low_watermark = low;
+  return absl::OkStatus();
+}
+
+absl::Status SetStarts(Text text, Options* options) {
+  SessionStarts& starts = options->read.starts;
+  const size_t colon = text.find(':');
+  const std::string rule = text.substr(0, colon);
+  const std::string value = colon == std::string::npos ? "" : text.substr(colon + 1);
+  if (rule == "file" && !value.empty()) {
+    starts.rule = SessionStarts::Rule::kFile;
+    starts.file = value;
+    return absl::OkStatus();
+  }
+  if (rule != "poisson" && rule != "every") {
+    return InvalidArgument("\"{}\" is not poisson:RATE, every:SECONDS or file:PATH", text);
+  }
+  TK_ASSIGN_OR_RETURN(const double number, Positive(value));
+  starts.rule = rule == "every" ? SessionStarts::Rule::kEvery : SessionStarts::Rule::kPoisson;
+  starts.per_second = rule == "every" ? 1 / number : number;
+  return absl::OkStatus();
+}
+
+absl::Status SetQueue(Text text, Options* options) {
+  if (text != "none" && text != "gpu") return InvalidArgument("\"{}\" is not none or gpu", text);
+  options->queue = text == "gpu" ? QueueRule::kGpu : QueueRule::kNone;
+  return absl::OkStatus();
+}
+
+absl::Status SetSwitch(Text text, bool* value) {
+  if (text != "on" && text != "off") return InvalidArgument("\"{}\" is not on or off", text);
+  *value = text == "on";
+  return absl::OkStatus();
+}
+
+absl::Status SetShare(Text text, std::optional<double>* value) {
+  TK_ASSIGN_OR_RETURN(*value, ParseNonNegative(text, "value"));
+  if (**value > 1) return InvalidArgument("{} is above 1", text);
+  return absl::OkStatus();
+}
+
+constexpr uint64_t kMaxBlocks = uint64_t{1} << 32;
+
+constexpr OptionSpec kSpecs[] = {
+    {"format", "FORMAT", "auto, mooncake, agent, azure or csv",
+     [](Text v, Options* o) -> absl::Status {
+       o->format = v;
+       return absl::OkStatus();
+     }},
+    {"seed", "N", "Of everything that is drawn",
+     [](Text v, Options* o) { return SetCount(v, 0, UINT64_MAX, &o->read.seed); }},
+    {"starts", "RULE", "Agent sessions begin: poisson:PER_SECOND, every:SECONDS, file:AZURE_CSV",
+     SetStarts},
+    {"block-tokens", "N", "Blocks of traces that do not say it (azure, csv)",
+     [](Text v, Options* o) { return SetCount(v, 1, 1u << 20, &o->read.default_block_tokens); }},
+    {"chunk-tokens", "N", "Chunk length, a multiple of the trace's blocks; 0: those",
+     [](Text v, Options* o) { return SetCount(v, 0, 1u << 20, &o->chunk_tokens); }},
+    {"host-gib", "GIB", "Host tier", [](Text v, Options* o) { return SetGib(v, &o->host_gib); }},
+    {"disk-gib", "GIB", "Disk tier; 0 turns it off",
+     [](Text v, Options* o) { return SetGib(v, &o->disk_gib); }},
+    {"host-blocks", "N", "Host tier in chunks instead",
+     [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->host_blocks); }},
+    {"disk-blocks", "N", "Disk tier in chunks instead",
+     [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->disk_blocks); }},
+    {"host-live-share", "SHARE",
+     "Tiers from the trace: this share of the peak live bytes in the host, the rest on disk",
+     [](Text v, Options* o) { return SetShare(v, &o->host_live_share); }},
+    {"policy", "NAME", "Eviction policy of both tiers",
+     [](Text v, Options* o) -> absl::Status {
+       o->policy = v;
+       return absl::OkStatus();
+     }},
+    {"lookahead", "N", "How many of the next requests the policy is told",
+     [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->lookahead); }},
+    {"watermarks", "HIGH:LOW", "Where eviction begins and ends, as shares of a tier",
+     SetWatermarks},
+    {"model", "NAME",
+     "llama-13b, llama-65b, llama-70b, falcon-40b, llama-3-8b-h200, "
+     "llama-3-70b-h200",
+     [](Text v, Options* o) -> absl::Status {
+       o->model = v;
+       return absl::OkStatus();
+     }},
+    {"kv-bytes-per-token", "BYTES", "Instead of the model's",
+     [](Text v, Options* o) { return SetCount(v, 1, 1u << 30, &o->kv_bytes_per_token); }},
+    {"prefill-tokens-per-s", "N", "Instead of the model's",
+     [](Text v, Options* o) -> absl::Status {
+       TK_ASSIGN_OR_RETURN(o->prefill_tokens_per_s, Positive(v));
+       return absl::OkStatus();
+     }},
+    {"host-gb-per-s", "GB", "From host memory to the GPU",
+     [](Text v, Options* o) { return SetPositive(v, &o->host_gb_per_s); }},
+    {"disk-gb-per-s", "GB", "From disk",
+     [](Text v, Options* o) { return SetPositive(v, &o->disk_gb_per_s); }},
+    {"queue", "RULE", "none: every request is served as it arrives; gpu: one server, a batch",
+     SetQueue},
+    {"batch", "N", "Requests that decode together",
+     [](Text v, Options* o) { return SetCount(v, 1, 1u << 16, &o->batch); }},
+    {"warmup", "N", "Requests that are served first and not counted",
+     [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->warmup); }},
+    {"decline", "on|off", "Leave a restore that takes longer than prefill",
+     [](Text v, Options* o) { return SetSwitch(v, &o->decline); }},
+    {"gpu-price", "USD", "A GPU an hour",
+     [](Text v, Options* o) { return SetNonNegative(v, &o->prices.gpu_hour); }},
+    {"dram-price", "USD", "A GB of host memory an hour",
+     [](Text v, Options* o) { return SetNonNegative(v, &o->prices.dram_gb_hour); }},
+    {"disk-price", "USD", "A GB of disk an hour",
+     [](Text v, Options* o) { return SetNonNegative(v, &o->prices.disk_gb_hour); }},
+};
+
+}  // namespace
+
+std::span<const OptionSpec> OptionSpecs() { return kSpecs; }
+
+absl::Status SetOption(const std::string& name, const std::string& value, Options* options) {
+  for (const OptionSpec& spec : kSpecs) {
+    if (name != spec.name) continue;
+    const absl::Status status = spec.set(value, options);
+    if (status.ok()) return status;
+    return InvalidArgument("--{}: {}", name, MessageOf(status));
+  }
+  return InvalidArgument("--{}: no such option of a replay", name);
+}
+
+absl::StatusOr<Model> ModelOf(const Options& options) {
+  TK_ASSIGN_OR_RETURN(Model model, FindModel(options.model));
+  if (options.kv_bytes_per_token) model.kv_bytes_per_token = *options.kv_bytes_per_token;
+  if (options.prefill_tokens_per_s) model.prefill_tokens_per_s = *options.prefill_tokens_per_s;
+  return model;
+}
+
+absl::StatusOr<Sweep> ParseSweep(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
+    return InvalidArgument("--sweep: \"{}\" is not OPTION=VALUE,VALUE,…", text);
+  }
+  Sweep sweep{.name = text.substr(0, equals), .values = {}};
+  for (const auto value : Split(std::string_view(text).substr(equals + 1), ',')) {
+    sweep.values.emplace_back(value);
+  }
+  return sweep;
+}
+
+}  // namespace turnkeep::replay

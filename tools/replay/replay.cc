@@ -1,0 +1,123 @@
+#include "replay.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "core/status.h"
+#include "core/units.h"
+#include "optimum.h"
+
+namespace turnkeep::replay {
+namespace {
+
+uint64_t GibToBytes(double gib) { return static_cast<uint64_t>(gib * double(kGiB)); }
+
+absl::StatusOr<uint64_t> BlocksToBytes(uint64_t blocks, uint64_t block_bytes) {
+  uint64_t bytes = 0;
+  if (!CheckedMultiply(blocks, block_bytes, &bytes) || bytes > uint64_t{1} << 52) {
+    return InvalidArgument("{} blocks of {} bytes are more than 4 PiB", blocks, block_bytes);
+  }
+  return bytes;
+}
+
+// The order in which a trace with fixed times is served.
+std::vector<uint32_t> AllInOrder(const Trace& trace) {
+  std::vector<uint32_t> order(trace.requests.size());
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
+absl::Status SetCapacities(const Trace& trace, const Options& options, Result* result) {
+  if (options.host_live_share) {
+    if (trace.closed_loop) return InvalidArgument("--host-live-share: needs a trace with times");
+    const NextUses uses(trace, AllInOrder(trace));
+    const uint64_t live = PeakLiveBlocks(uses);
+    const auto host = static_cast<uint64_t>(double(live) * *options.host_live_share);
+    TK_ASSIGN_OR_RETURN(result->host_bytes, BlocksToBytes(host, result->block_bytes));
+    TK_ASSIGN_OR_RETURN(result->disk_bytes, BlocksToBytes(live - host, result->block_bytes));
+  }
+  if (options.host_gib) result->host_bytes = GibToBytes(*options.host_gib);
+  if (options.disk_gib) result->disk_bytes = GibToBytes(*options.disk_gib);
+  if (trace.whole_sessions && (options.host_blocks || options.disk_blocks)) {
+    return InvalidArgument("whole sessions have no fixed size: give --host-gib and --disk-gib");
+  }
+  if (options.host_blocks) {
+    TK_ASSIGN_OR_RETURN(result->host_bytes,
+                        BlocksToBytes(*options.host_blocks, result->block_bytes));
+  }
+  if (options.disk_blocks) {
+    TK_ASSIGN_OR_RETURN(result->disk_bytes,
+                        BlocksToBytes(*options.disk_blocks, result->block_bytes));
+  }
+  return absl::OkStatus();
+}
+
+Cost CostOf(const Result& result, const Model& model, const Prices& prices) {
+  constexpr double kSecondsPerHour = 3600;
+  constexpr double kGb = 1e9;
+  Cost cost;
+  const Metrics& m = result.metrics;
+  cost.gpu_with = m.gpu_s_with / kSecondsPerHour * model.gpus * prices.gpu_hour;
+  cost.gpu_without = m.gpu_s_without / kSecondsPerHour * model.gpus * prices.gpu_hour;
+  // Memory and disk are paid for as long as the GPUs work.
+  const double hours = m.gpu_s_with / kSecondsPerHour;
+  cost.dram = hours * double(result.host_bytes) / kGb * prices.dram_gb_hour;
+  cost.disk = hours * double(result.disk_bytes) / kGb * prices.disk_gb_hour;
+  return cost;
+}
+
+}  // namespace
+
+absl::StatusOr<Trace> LoadTrace(const Options& options) {
+  TK_ASSIGN_OR_RETURN(Trace trace, ReadTrace(options.trace, options.format, options.read));
+  if (options.chunk_tokens == 0 || options.chunk_tokens == trace.block_tokens) return trace;
+  if (options.chunk_tokens % trace.block_tokens != 0) {
+    return InvalidArgument("--chunk-tokens: {} is no multiple of the trace's {}",
+                           options.chunk_tokens, trace.block_tokens);
+  }
+  return Regroup(trace, options.chunk_tokens);
+}
+
+absl::StatusOr<Result> Replay(const Trace& trace, const Options& options,
+                              const std::function<void(uint64_t, uint64_t)>& progress) {
+  Result result;
+  result.options = options;
+  result.distinct_blocks = trace.block_count;
+  result.references = trace.reference_count;
+  result.bad_lines = trace.bad_lines;
+  result.chunk_tokens = trace.block_tokens;
+  SimulatorOptions simulator;
+  TK_ASSIGN_OR_RETURN(simulator.model, ModelOf(options));
+  result.block_bytes =
+      RoundUp(simulator.model.kv_bytes_per_token * std::max(trace.block_tokens, 1u), kBlockBytes);
+  TK_RETURN_IF_ERROR(SetCapacities(trace, options, &result));
+  simulator.cache = {.host_bytes = result.host_bytes,
+                     .disk_bytes = result.disk_bytes,
+                     .policy = options.policy,
+                     .high_watermark = options.high_watermark,
+                     .low_watermark = options.low_watermark};
+  simulator.block_bytes = result.block_bytes;
+  simulator.host_bytes_per_s = options.host_gb_per_s * 1e9;
+  simulator.disk_bytes_per_s = options.disk_gb_per_s * 1e9;
+  simulator.queue = options.queue;
+  simulator.batch = options.batch;
+  simulator.lookahead = options.lookahead;
+  simulator.warmup = options.warmup;
+  simulator.decline = options.decline;
+  simulator.progress = progress;
+  const auto start = std::chrono::steady_clock::now();
+  TK_ASSIGN_OR_RETURN(result.metrics, Simulate(trace, simulator));
+  result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!trace.whole_sessions) {
+    const NextUses uses(trace, result.metrics.order);
+    result.has_optimum = true;
+    result.optimal_hit_blocks =
+        OptimalHits(uses, (result.host_bytes + result.disk_bytes) / result.block_bytes,
+                    std::min<uint64_t>(options.warmup, uses.size()));
+  }
+  result.cost = CostOf(result, simulator.model, options.prices);
+  return result;
+}
+
+}  // namespace turnkeep::replay

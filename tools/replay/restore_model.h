@@ -1,0 +1,33 @@
+// How long a restore and the prefill of the rest take, and how much of it pays.
+//
+// Thread-safe: pure functions.
+#pragma once
+
+#include <cstdint>
+
+namespace turnkeep::replay {
+
+struct RestoreCase {
+  double input_tokens = 0;
+  double host_tokens = 0;  // found in host memory
+  double disk_tokens = 0;  // found on disk only
+  double prefill_tokens_per_s = 0;
+  double host_load_tokens_per_s = 0;
+  double disk_load_tokens_per_s = 0;
+  uint32_t layers = 1;
+};
+
+struct RestorePlan {
+  double ttft_s = 0;
+  double prefill_s = 0;
+  double host_tokens = 0;  // restored
+  double disk_tokens = 0;
+  bool declined = false;  // less than what was found
+};
+
+// With `decline`, the plan never takes longer than prefilling everything: if the whole
+// restore would, it ends where loading as long as prefilling the rest costs least, or
+// does not begin. Host copies load first, disk reads beside them.
+RestorePlan PlanRestore(const RestoreCase& restore, bool decline);
+
+}  // namespace turnkeep::replay
