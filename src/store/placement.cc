@@ -72,7 +72,7 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       state.flags |= kOnDisk;
       disk_.used_bytes += event.bytes;
       ++disk_.chunk_count;
-      disk_policy_->Insert(event.chunk, event.now_ns);
+      disk_policy_->Insert(event.chunk, event.bytes, event.now_ns);
       break;
     }
     case Kind::kDiskLost:
@@ -81,6 +81,14 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
     case Kind::kTouched:
       host_policy_->Touch(event.chunk, event.now_ns);
       disk_policy_->Touch(event.chunk, event.now_ns);
+      break;
+    case Kind::kExpected:
+      host_policy_->Expect(event.chunk, event.next_use);
+      disk_policy_->Expect(event.chunk, event.next_use);
+      break;
+    case Kind::kStopped:
+      host_policy_->NoteStop(event.chunk, event.stop, event.now_ns);
+      disk_policy_->NoteStop(event.chunk, event.stop, event.now_ns);
       break;
     case Kind::kHostSpaceNeeded: {
       const uint64_t staying = host_.used_bytes - host_.leaving_bytes;
@@ -154,7 +162,7 @@ void Placement::HostFilled(const PlacementEvent& event, std::vector<PlacementAct
   state.flags |= kInHost;
   if (state.pins > 0) host_.pinned_bytes += event.bytes;
   ++host_.chunk_count;
-  host_policy_->Insert(event.chunk, event.now_ns);
+  host_policy_->Insert(event.chunk, event.bytes, event.now_ns);
   disk_policy_->Touch(event.chunk, event.now_ns);
   if (options_.write_through && disk_.capacity_bytes > 0 && !(state.flags & (kOnDisk | kWriting))) {
     StartWrite(event.chunk, /*leaving=*/false, actions);
@@ -169,7 +177,7 @@ void Placement::DiskWritten(const PlacementEvent& event, std::vector<PlacementAc
   state.flags = static_cast<uint8_t>((state.flags & ~(kWriting | kLeaving)) | kOnDisk);
   if (state.pins > 0) disk_.pinned_bytes += BytesOf(event.chunk);
   ++disk_.chunk_count;
-  disk_policy_->Insert(event.chunk, event.now_ns);
+  disk_policy_->Insert(event.chunk, BytesOf(event.chunk), event.now_ns);
   if (leaving && HostEvictable(event.chunk)) {
     DropHost(event.chunk);
     actions->push_back(

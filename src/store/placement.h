@@ -41,6 +41,8 @@ struct PlacementEvent {
     kDiskFound,        // recovery: `chunk` of `bytes` is on disk
     kDiskLost,         // the disk copy is gone for another reason
     kTouched,          // used by a save or a restore
+    kExpected,         // its soonest known use is `next_use` (EvictionPolicy::Expect)
+    kStopped,          // the turn that used it last ended with `stop`
     kPinned,           // neither copy may go
     kUnpinned,
     kHostPinned,  // the host copy may not go (a restore, a write)
@@ -57,6 +59,8 @@ struct PlacementEvent {
   ChunkIndex chunk = kNoChunk;
   uint64_t bytes = 0;
   int64_t now_ns = 0;
+  int64_t next_use = kNoExpectedUse;
+  StopReason stop = StopReason::kUnknown;
 };
 
 struct PlacementAction {

@@ -1,13 +1,29 @@
-// Eviction policy of one tier: an order over chunks. Pure: no clock, no lock, no I/O.
+// Eviction policy of one tier: an order over chunks. Pure: no clock, no lock, no I/O; the same
+// calls give the same order.
 //
 // A policy only orders. What may not be evicted (pins, running I/O) is the placement's
 // business, which skips it.
+//
+//   lru         the least recently used first
+//   fifo        the first in goes first
+//   s3_fifo     a small queue for newcomers, a main queue for what was used again, and a ghost of
+//   what
+//               left the small one (Yang et al., SOSP 2023)
+//   gdsf        the lowest clock + uses ÷ bytes first (Cherkasova, HPL-98-69R1)
+//   look_ahead  what no waiting job needs first, then the furthest in the queue (CachedAttention,
+//               section 3.3.2)
+//   next_use    the least likely to be used within the time that chunks stay, learned online
+//   belady      the furthest next use first, which somebody who knows the future tells (replay)
+//
+// docs/policies.md explains each.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include <absl/status/statusor.h>
 
@@ -16,23 +32,39 @@ namespace turnkeep {
 using ChunkIndex = uint32_t;
 inline constexpr ChunkIndex kNoChunk = 0xFFFFFFFFu;
 
+// Nobody is known to want the chunk.
+inline constexpr int64_t kNoExpectedUse = std::numeric_limits<int64_t>::max();
+
+// Why the turn ended that used a chunk last: what an engine can tell of when the next comes.
+enum class StopReason : uint8_t { kUnknown = 0, kEndTurn, kToolUse, kLength };
+inline constexpr size_t kStopReasons = 4;
+
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual std::string_view name() const = 0;
 
-  // A chunk enters the tier, is used, or leaves. Insert of a member and Remove of a
-  // non-member are bugs; Touch of a non-member is ignored.
-  virtual void Insert(ChunkIndex chunk, int64_t now_ns) = 0;
+  // A chunk of slot `bytes` enters the tier, is used, or leaves. Insert of a member and Remove of a
+  // non-member are bugs; Touch of a non-member is ignored. A Touch at time 0 is no use: the chunk
+  // was shown and may not go, and only moves behind the others.
+  virtual void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) = 0;
   virtual void Touch(ChunkIndex chunk, int64_t now_ns) = 0;
   virtual void Remove(ChunkIndex chunk) = 0;
+
+  // The soonest known use of a chunk, member or not: a time, or a place in the queue; what orders
+  // them is one or the other for all chunks. kNoExpectedUse takes it back. Ignored by policies that
+  // do not look ahead.
+  virtual void Expect(ChunkIndex /*chunk*/, int64_t /*next_use*/) {}
+  // How the turn ended that used the chunk last. Ignored by policies that do not learn.
+  virtual void NoteStop(ChunkIndex /*chunk*/, StopReason /*reason*/, int64_t /*now_ns*/) {}
 
   // Shows candidates in eviction order, at most `limit`, until `accept` takes one, which
   // is returned (and stays a member); kNoChunk if none was taken.
   virtual ChunkIndex FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) = 0;
 };
 
-// "lru". InvalidArgument lists the names there are.
+// InvalidArgument lists the names there are.
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakePolicy(std::string_view name);
+std::vector<std::string_view> PolicyNames();
 
 }  // namespace turnkeep

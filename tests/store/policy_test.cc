@@ -1,0 +1,241 @@
+// Each eviction policy's order, and what all of them promise.
+#include "store/policy.h"
+
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/status.h"
+#include "store/next_use_policy.h"
+
+namespace turnkeep {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+// Takes everything out in eviction order.
+std::vector<ChunkIndex> Drain(EvictionPolicy& policy) {
+  std::vector<ChunkIndex> order;
+  for (;;) {
+    const ChunkIndex chunk = policy.FindVictim([](ChunkIndex) { return true; }, 1);
+    if (chunk == kNoChunk) return order;
+    policy.Remove(chunk);
+    order.push_back(chunk);
+  }
+}
+
+std::unique_ptr<EvictionPolicy> Filled(std::string_view name, uint32_t count) {
+  auto policy = *MakePolicy(name);
+  for (ChunkIndex c = 0; c < count; ++c) policy->Insert(c, 1'000'000, (c + 1) * kSecond);
+  return policy;
+}
+
+class EveryPolicy : public ::testing::TestWithParam<std::string_view> {};
+
+TEST_P(EveryPolicy, ShowsEveryMemberOnceInItsOrderAndKeepsWhatIsRefused) {
+  auto policy = Filled(GetParam(), 100);
+  std::vector<ChunkIndex> shown;
+  EXPECT_EQ(policy->FindVictim(
+                [&](ChunkIndex c) {
+                  shown.push_back(c);
+                  return false;
+                },
+                100),
+            kNoChunk);
+  EXPECT_EQ(std::set<ChunkIndex>(shown.begin(), shown.end()).size(), 100u);
+  EXPECT_EQ(shown.size(), 100u);
+  // The limit counts what is shown.
+  int count = 0;
+  policy->FindVictim([&](ChunkIndex) { return ++count < 0; }, 7);
+  EXPECT_EQ(count, 7);
+  const ChunkIndex odd = policy->FindVictim([](ChunkIndex c) { return c % 2 == 1; }, 1000);
+  EXPECT_EQ(odd % 2, 1u);
+  EXPECT_EQ(Drain(*policy).size(), 100u);
+}
+
+// Random calls: what is shown are members, and the same calls give the same answers.
+TEST_P(EveryPolicy, RandomCallsKeepItsMembersAndRepeat) {
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::vector<ChunkIndex> answers[2];
+    for (auto& answer : answers) {
+      std::mt19937_64 random(seed);
+      auto policy = *MakePolicy(GetParam());
+      std::set<ChunkIndex> members;
+      int64_t now = kSecond;
+      for (int step = 0; step < 20'000; ++step) {
+        now += static_cast<int64_t>(random() % kSecond);
+        const auto chunk = static_cast<ChunkIndex>(random() % 500);
+        switch (random() % 8) {
+          case 0:
+          case 1:
+          case 2:
+            if (members.insert(chunk).second) policy->Insert(chunk, 4096 << (chunk % 4), now);
+            break;
+          case 3:
+          case 4:
+            policy->Touch(chunk, now);
+            break;
+          case 5:
+            if (members.erase(chunk) == 1) policy->Remove(chunk);
+            break;
+          case 6:
+            policy->Expect(
+                chunk, random() % 3 == 0 ? kNoExpectedUse : static_cast<int64_t>(random() % 1000));
+            policy->NoteStop(chunk, static_cast<StopReason>(random() % kStopReasons), now);
+            break;
+          default: {
+            const ChunkIndex victim =
+                policy->FindVictim([&](ChunkIndex c) { return c % 3 != 0; }, 50);
+            answer.push_back(victim);
+            if (victim == kNoChunk) break;
+            ASSERT_EQ(members.erase(victim), 1u) << "step " << step;
+            policy->Remove(victim);
+          }
+        }
+      }
+      const std::vector<ChunkIndex> rest = Drain(*policy);
+      EXPECT_EQ(std::set<ChunkIndex>(rest.begin(), rest.end()), members);
+      answer.insert(answer.end(), rest.begin(), rest.end());
+    }
+    EXPECT_EQ(answers[0], answers[1]);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, EveryPolicy, ::testing::ValuesIn(PolicyNames()),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Policy, LruAndFifoDifferInWhatAUseDoes) {
+  auto lru = Filled("lru", 4);
+  lru->Touch(0, 9 * kSecond);
+  EXPECT_THAT(Drain(*lru), ElementsAre(1, 2, 3, 0));
+  auto fifo = Filled("fifo", 4);
+  fifo->Touch(0, 9 * kSecond);
+  EXPECT_THAT(Drain(*fifo), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(Policy, S3FifoLetsAScanThroughAndKeepsWhatIsUsedAgain) {
+  auto policy = *MakePolicy("s3_fifo");
+  // Ten that are used three times each, then a scan of ninety.
+  for (ChunkIndex c = 0; c < 10; ++c) {
+    policy->Insert(c, 1, 1);
+    policy->Touch(c, 2);
+    policy->Touch(c, 3);
+  }
+  const auto evict = [&] {
+    const ChunkIndex victim = policy->FindVictim([](ChunkIndex) { return true; }, 10);
+    policy->Remove(victim);
+    return victim;
+  };
+  for (ChunkIndex c = 10; c < 100; ++c) {
+    policy->Insert(c, 1, c);
+    if (c >= 30) {
+      EXPECT_GE(evict(), 10u);
+    }
+  }
+  // One that comes back soon after it left goes to the main queue: newcomers leave before it.
+  const ChunkIndex left = evict();
+  policy->Insert(left, 1, 200);
+  for (ChunkIndex c = 200; c < 204; ++c) policy->Insert(c, 1, c);
+  const std::vector<ChunkIndex> rest = Drain(*policy);
+  const auto place = [&](ChunkIndex c) {
+    return std::find(rest.begin(), rest.end(), c) - rest.begin();
+  };
+  EXPECT_GT(place(left), place(203));
+}
+
+TEST(Policy, GdsfPrefersWhatIsSmallAndUsedAndAges) {
+  auto policy = *MakePolicy("gdsf");
+  policy->Insert(0, 4'000'000, kSecond);  // large
+  policy->Insert(1, 1'000'000, kSecond);
+  policy->Insert(2, 1'000'000, kSecond);
+  policy->Touch(2, 2 * kSecond);
+  EXPECT_THAT(Drain(*policy), ElementsAre(0, 1, 2));
+  // What was used often long ago goes before newcomers once the clock has passed it.
+  policy->Insert(9, 1'000'000, kSecond);
+  policy->Touch(9, kSecond);
+  policy->Touch(9, kSecond);
+  std::vector<ChunkIndex> order;
+  for (ChunkIndex c = 10; c < 20; ++c) {
+    policy->Insert(c, 1'000'000, kSecond);
+    const ChunkIndex victim = policy->FindVictim([](ChunkIndex) { return true; }, 1);
+    policy->Remove(victim);
+    order.push_back(victim);
+    if (victim == 9) break;
+  }
+  EXPECT_EQ(order.back(), 9u);
+}
+
+// CachedAttention, section 3.3.2: items outside the window first, then the tail of the queue.
+TEST(Policy, LookAheadTakesWhatIsOutsideTheWindowAndThenTheTailOfTheQueue) {
+  auto policy = Filled("look_ahead", 6);
+  policy->Expect(1, 0);  // the head of the queue
+  policy->Expect(4, 1);
+  policy->Expect(0, 2);
+  policy->Touch(2, 20 * kSecond);
+  EXPECT_THAT(Drain(*policy), ElementsAre(3, 5, 2, 0, 4, 1));
+  // An expectation given before the chunk is there counts, and one taken back does not.
+  policy->Expect(7, 5);
+  policy->Insert(7, 1, kSecond);
+  policy->Insert(8, 1, kSecond);
+  policy->Expect(9, 1);
+  policy->Insert(9, 1, kSecond);
+  policy->Expect(9, kNoExpectedUse);
+  EXPECT_THAT(Drain(*policy), ElementsAre(8, 9, 7));
+}
+
+// One use a second for a minute of the frequent, none of the rest: the policy learns to keep them.
+TEST(Policy, NextUseLearnsWhoComesBack) {
+  NextUsePolicy policy;
+  int64_t now = kSecond;
+  for (ChunkIndex c = 0; c < 4000; ++c) policy.Insert(c, 1, now);
+  for (int round = 0; round < 200; ++round) {
+    now += kSecond;
+    for (ChunkIndex c = 0; c < 400; ++c) policy.Touch(c, now);
+  }
+  EXPECT_GT(policy.UseProbability(200, StopReason::kUnknown, 0.5, 2), 0.9);
+  EXPECT_LT(policy.UseProbability(1, StopReason::kUnknown, 100, 50), 0.05);
+  for (const ChunkIndex c : Drain(policy)) {
+    EXPECT_GE(c, 400u);
+    if (c >= 3600) break;
+  }
+}
+
+// After tool_use the next turn comes in seconds, after end_turn in minutes if at all.
+TEST(Policy, NextUseLearnsFromStopReasons) {
+  NextUsePolicy policy;
+  std::mt19937_64 random(1);
+  int64_t now = kSecond;
+  std::vector<std::pair<int64_t, ChunkIndex>> due;
+  ChunkIndex next = 0;
+  for (int step = 0; step < 60'000; ++step) {
+    now += kSecond / 10;
+    const ChunkIndex chunk = next++;
+    const bool tool = chunk % 2 == 0;
+    policy.Insert(chunk, 1, now);
+    policy.NoteStop(chunk, tool ? StopReason::kToolUse : StopReason::kEndTurn, now);
+    if (tool) due.emplace_back(now + 5 * kSecond, chunk);
+    while (!due.empty() && due.front().first <= now) {
+      policy.Touch(due.front().second, now);
+      policy.NoteStop(due.front().second, StopReason::kEndTurn, now);
+      due.erase(due.begin());
+    }
+  }
+  EXPECT_GT(policy.UseProbability(1, StopReason::kToolUse, 1, 10), 0.8);
+  EXPECT_LT(policy.UseProbability(1, StopReason::kEndTurn, 1, 10), 0.1);
+}
+
+TEST(Policy, AnUnknownNameGetsTheListOfNames) {
+  EXPECT_THAT(MessageOf(MakePolicy("best").status()), HasSubstr("'best'"));
+  EXPECT_THAT(MessageOf(MakePolicy("best").status()), HasSubstr("look_ahead, next_use"));
+}
+
+}  // namespace
+}  // namespace turnkeep
