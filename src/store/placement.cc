@@ -65,16 +65,9 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
     case Kind::kDiskWriteFailed:
       DiskWriteFailed(event, actions);
       break;
-    case Kind::kDiskFound: {
-      State& state = At(event.chunk);
-      TK_CHECK((state.flags & kOnDisk) == 0);
-      state.blocks = static_cast<uint32_t>(event.bytes / kBlockBytes);
-      state.flags |= kOnDisk;
-      disk_.used_bytes += event.bytes;
-      ++disk_.chunk_count;
-      disk_policy_->Insert(event.chunk, event.bytes, event.now_ns);
+    case Kind::kDiskFound:
+      DiskFound(event);
       break;
-    }
     case Kind::kDiskLost:
       if (OnDisk(event.chunk)) DropDisk(event.chunk);
       break;
@@ -109,6 +102,16 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
     default:
       HandleCounts(event);
   }
+}
+
+void Placement::DiskFound(const PlacementEvent& event) {
+  State& state = At(event.chunk);
+  TK_CHECK((state.flags & kOnDisk) == 0);
+  state.blocks = static_cast<uint32_t>(event.bytes / kBlockBytes);
+  state.flags |= kOnDisk;
+  disk_.used_bytes += event.bytes;
+  ++disk_.chunk_count;
+  disk_policy_->Insert(event.chunk, event.bytes, event.now_ns);
 }
 
 void Placement::HandleCounts(const PlacementEvent& event) {

@@ -123,6 +123,7 @@ class Placement {
   uint64_t BytesOf(ChunkIndex chunk) const;
 
   void HandleCounts(const PlacementEvent& event);
+  void DiskFound(const PlacementEvent& event);
   void HostFilled(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void DiskWritten(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void DiskWriteFailed(const PlacementEvent& event, std::vector<PlacementAction>* actions);
