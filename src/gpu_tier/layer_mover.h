@@ -24,8 +24,9 @@ struct StagedPage {
   uint64_t stored_position = 0;  // of the first of them; restores only
 };
 
-// Both put work into `stream` and return at once; `pages` itself is read before the return. Pages
-// and the engine's memory are the operation's until it has ended. Called from one thread at a time.
+// Both put work into `stream` and return at once; `pages` itself is read before the return. Pages,
+// the engine's memory and the mover are the operation's until it has ended. Called from one thread
+// at a time.
 class LayerMover {
  public:
   virtual ~LayerMover() = default;

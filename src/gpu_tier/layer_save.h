@@ -66,6 +66,10 @@ class LayerSave {
   // Later work of `stream` waits until every layer given so far has left the engine's pages.
   absl::Status LetReuse(DeviceStream& stream);
 
+  // Blocks until every layer given so far is in the ticket's pages: what an engine that does not
+  // overlap would wait for.
+  absl::Status WaitUntilArrived() { return copy_->Synchronize(); }
+
   // Blocks until the layers have arrived and have their digests, then commits. FailedPrecondition:
   // a layer was not given. Once.
   absl::StatusOr<CommitResult> Commit(absl::Duration deadline) ABSL_LOCKS_EXCLUDED(mu_);
