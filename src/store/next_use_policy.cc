@@ -18,27 +18,42 @@ constexpr uint64_t kHalfLife = 1 << 17;
 // What is believed before anything is seen: at every age, one of so many is used.
 constexpr double kPriorWeight = 4;
 constexpr double kPriorHazard = 0.05;
-constexpr uint32_t kRefreshEvery = 256;  // decisions
+constexpr double kClassPriorWeight = 50;
+constexpr uint64_t kLongContextTokens = 8192;
+constexpr uint64_t kVeryLongContextTokens = 32768;
+// Values are made again after 1, 2, 4, … and then every so many decisions.
+constexpr uint32_t kRefreshEvery = 1024;
 constexpr double kHorizonGain = 0.001;
 
 bool Sampled(ChunkIndex chunk) { return (chunk * 2654435761u >> 16) % kSampleOneOf == 0; }
 
 }  // namespace
 
-uint32_t NextUsePolicy::ClassOf(uint32_t uses, StopReason stop) {
-  const uint32_t bucket = uses <= 4 ? std::max(uses, 1u) - 1 : uses <= 8 ? 4 : 5;
-  return bucket * kStopReasons + static_cast<uint32_t>(stop);
+uint32_t NextUsePolicy::ClassOf(const TurnInfo& turn, uint32_t uses) {
+  if (turn.tail) return kTailClass;
+  const uint32_t number = std::max(turn.number > 0 ? turn.number : uses, 1u);
+  const uint32_t turn_class = number <= 4 ? number - 1 : number <= 8 ? 4 : 5;
+  const uint32_t context_class = turn.context_tokens < kLongContextTokens       ? 0
+                                 : turn.context_tokens < kVeryLongContextTokens ? 1
+                                                                                : 2;
+  return (turn_class * kContextClasses + context_class) * kStopReasons +
+         static_cast<uint32_t>(turn.stop);
+}
+
+const std::array<double, NextUsePolicy::kAges + 1>& NextUsePolicy::AgeBegins() {
+  static const auto begins = [] {
+    std::array<double, kAges + 1> table{};
+    for (uint32_t age = 1; age <= kAges; ++age)
+      table[age] = kFirstAgeSeconds * std::pow(kAgeGrowth, age - 1.0);
+    return table;
+  }();
+  return begins;
 }
 
 uint32_t NextUsePolicy::AgeOf(double age_s) {
-  if (age_s <= kFirstAgeSeconds) return 0;
-  const auto age =
-      static_cast<uint32_t>(1 + std::log(age_s / kFirstAgeSeconds) / std::log(kAgeGrowth));
-  return std::min(age, kAges - 1);
-}
-
-double NextUsePolicy::AgeBegin(uint32_t age) {
-  return age == 0 ? 0 : kFirstAgeSeconds * std::pow(kAgeGrowth, age - 1.0);
+  const auto& begins = AgeBegins();
+  const auto after = std::upper_bound(begins.begin() + 1, begins.begin() + kAges, age_s);
+  return static_cast<uint32_t>(after - begins.begin()) - 1;
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
@@ -65,11 +80,15 @@ void NextUsePolicy::Remove(ChunkIndex chunk) {
   links_.Unlink(lists_[states_[chunk].use_class], chunk);
 }
 
-void NextUsePolicy::NoteStop(ChunkIndex chunk, StopReason reason, int64_t) {
-  State& state = At(chunk);
-  if (state.stop == reason) return;
-  state.stop = reason;
-  const auto use_class = static_cast<uint8_t>(ClassOf(state.uses, reason));
+void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t) {
+  At(chunk).turn = turn;
+  SetClass(chunk);
+}
+
+void NextUsePolicy::SetClass(ChunkIndex chunk) {
+  State& state = states_[chunk];
+  const auto use_class = static_cast<uint8_t>(ClassOf(state.turn, state.uses));
+  if (use_class == state.use_class) return;
   if (links_.Contains(chunk)) {
     links_.Unlink(lists_[state.use_class], chunk);
     links_.PushNewest(lists_[use_class], chunk);
@@ -83,37 +102,36 @@ void NextUsePolicy::Use(ChunkIndex chunk, int64_t now_ns) {
   Observe(chunk, state, now_ns);
   if (state.uses < 0xFFFFFFFFu) ++state.uses;
   state.last_use_ns = now_ns;
-  const auto use_class = static_cast<uint8_t>(ClassOf(state.uses, state.stop));
-  if (use_class != state.use_class && links_.Contains(chunk)) {
-    links_.Unlink(lists_[state.use_class], chunk);
-    links_.PushNewest(lists_[use_class], chunk);
-  }
-  state.use_class = use_class;
+  SetClass(chunk);
   if (!Sampled(chunk) || samples_.size() >= kMaxSamples) return;
-  samples_.push_back({chunk, use_class, now_ns});
+  samples_.push_back({chunk, now_ns});
   if (++sampled_ % kHalfLife == 0) Fade();
 }
 
 // A use ends what was observed since the one before it. Its class is that of the time between: the
-// stop reason came after the sample was taken.
+// turn was told of after the sample was taken.
 void NextUsePolicy::Observe(ChunkIndex chunk, const State& before, int64_t now_ns) {
   AdvanceSamples(now_ns);
   if (before.last_use_ns == kNever || !Sampled(chunk)) return;
   const uint32_t age = AgeOf(static_cast<double>(now_ns - before.last_use_ns) * 1e-9);
   ++experience_[before.use_class][age].used;
+  if (before.use_class != kTailClass) ++experience_[kAllClasses][age].used;
 }
 
 // Counts the samples that have passed an age unused.
 void NextUsePolicy::AdvanceSamples(int64_t now_ns) {
   for (uint32_t age = 0; age < kAges; ++age) {
-    const auto begin_ns = static_cast<int64_t>(AgeBegin(age) * 1e9);
+    const auto begin_ns = static_cast<int64_t>(AgeBegins()[age] * 1e9);
     uint64_t& next = reached_[age];
     next = std::max(next, first_sample_);
     while (next < first_sample_ + samples_.size()) {
       const Sample& sample = samples_[next - first_sample_];
-      if (sample.time_ns + begin_ns > now_ns) break;
+      if (sample.time_ns + begin_ns >= now_ns) break;
       const State& state = states_[sample.chunk];
-      if (state.last_use_ns == sample.time_ns) ++experience_[state.use_class][age].reached;
+      if (state.last_use_ns == sample.time_ns) {
+        ++experience_[state.use_class][age].reached;
+        if (state.use_class != kTailClass) ++experience_[kAllClasses][age].reached;
+      }
       ++next;
     }
     // Later samples wait for this age at least as long: nothing is due at older ages before.
@@ -138,40 +156,50 @@ void NextUsePolicy::Fade() {
   }
 }
 
+// A class of which little is known is believed to be like all others, and all of which nothing is
+// known like kPriorHazard.
 double NextUsePolicy::Hazard(uint32_t use_class, uint32_t age) const {
+  const Experience& all = experience_[kAllClasses][age];
+  const double prior = (all.used + kPriorHazard * kPriorWeight) / (all.reached + kPriorWeight);
   const Experience& at = experience_[use_class][age];
-  return std::min(1.0, (at.used + kPriorHazard * kPriorWeight) / (at.reached + kPriorWeight));
+  return std::min(1.0, (at.used + prior * kClassPriorWeight) / (at.reached + kClassPriorWeight));
 }
 
-double NextUsePolicy::Probability(uint32_t use_class, double age_s, double horizon_s) const {
+NextUsePolicy::Outlook NextUsePolicy::OutlookOf(uint32_t use_class, double age_s,
+                                                double horizon_s) const {
   double unused = 1;
+  double mean_s = 0;
   const double end_s = age_s + horizon_s;
   for (uint32_t age = AgeOf(age_s); age < kAges; ++age) {
-    const double begin = std::max(AgeBegin(age), age_s);
-    const double whole = AgeBegin(age + 1) - AgeBegin(age);
-    const double part = std::min(end_s, AgeBegin(age + 1)) - begin;
-    if (part <= 0) break;
-    unused *= std::pow(1 - Hazard(use_class, age), part / whole);
+    const double begin = std::max(AgeBegins()[age], age_s);
+    const double whole = AgeBegins()[age + 1] - AgeBegins()[age];
+    const double part = std::min(end_s, AgeBegins()[age + 1]) - begin;
+    if (begin >= end_s) break;
+    const double stays = 1 - Hazard(use_class, age);
+    const double after = unused * (part == whole ? stays : std::pow(stays, part / whole));
+    mean_s += (unused + after) / 2 * part;
+    unused = after;
   }
-  return 1 - unused;
+  return {1 - unused, mean_s};
 }
 
-double NextUsePolicy::UseProbability(uint32_t uses, StopReason reason, double age_s,
-                                     double horizon_s) const {
-  return Probability(ClassOf(uses, reason), age_s, horizon_s);
+double NextUsePolicy::UseProbability(const TurnInfo& turn, double age_s, double horizon_s) const {
+  return OutlookOf(ClassOf(turn, 1), age_s, horizon_s).probability;
 }
 
 void NextUsePolicy::RefreshValues() {
   for (uint32_t c = 0; c < kClasses; ++c) {
-    if (lists_[c].count == 0) continue;
-    for (uint32_t age = 0; age < kAges; ++age)
-      values_[c][age] = static_cast<float>(Probability(c, AgeBegin(age), horizon_s_));
+    for (uint32_t age = 0; age < kAges; ++age) {
+      const Outlook outlook = OutlookOf(c, AgeBegins()[age], horizon_s_);
+      values_[c][age] = static_cast<float>(outlook.probability / std::max(outlook.mean_s, 1e-6));
+    }
   }
 }
 
 ChunkIndex NextUsePolicy::FindVictim(const std::function<bool(ChunkIndex)>& accept,
                                      uint32_t limit) {
-  if (decisions_++ % kRefreshEvery == 0) RefreshValues();
+  if ((decisions_ & (decisions_ - 1)) == 0 || decisions_ % kRefreshEvery == 0) RefreshValues();
+  ++decisions_;
   // Where each class's list has been shown to.
   std::array<ChunkIndex, kClasses> next;
   for (uint32_t c = 0; c < kClasses; ++c) next[c] = lists_[c].oldest;
@@ -180,7 +208,7 @@ ChunkIndex NextUsePolicy::FindVictim(const std::function<bool(ChunkIndex)>& acce
   };
   for (uint32_t shown = 0; shown < limit; ++shown) {
     uint32_t best = kClasses;
-    float least = 2;
+    float least = std::numeric_limits<float>::infinity();
     for (uint32_t c = 0; c < kClasses; ++c) {
       if (next[c] == kNoChunk) continue;
       const float value = values_[c][AgeOf(age_of(next[c]))];

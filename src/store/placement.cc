@@ -79,9 +79,9 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       host_policy_->Expect(event.chunk, event.next_use);
       disk_policy_->Expect(event.chunk, event.next_use);
       break;
-    case Kind::kStopped:
-      host_policy_->NoteStop(event.chunk, event.stop, event.now_ns);
-      disk_policy_->NoteStop(event.chunk, event.stop, event.now_ns);
+    case Kind::kTurnEnded:
+      host_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
+      disk_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       break;
     case Kind::kHostSpaceNeeded: {
       const uint64_t staying = host_.used_bytes - host_.leaving_bytes;

@@ -42,7 +42,7 @@ struct PlacementEvent {
     kDiskLost,         // the disk copy is gone for another reason
     kTouched,          // used by a save or a restore
     kExpected,         // its soonest known use is `next_use` (EvictionPolicy::Expect)
-    kStopped,          // the turn that used it last ended with `stop`
+    kTurnEnded,        // `turn` used it last
     kPinned,           // neither copy may go
     kUnpinned,
     kHostPinned,  // the host copy may not go (a restore, a write)
@@ -60,7 +60,7 @@ struct PlacementEvent {
   uint64_t bytes = 0;
   int64_t now_ns = 0;
   int64_t next_use = kNoExpectedUse;
-  StopReason stop = StopReason::kUnknown;
+  TurnInfo turn;
 };
 
 struct PlacementAction {

@@ -39,6 +39,14 @@ inline constexpr int64_t kNoExpectedUse = std::numeric_limits<int64_t>::max();
 enum class StopReason : uint8_t { kUnknown = 0, kEndTurn, kToolUse, kLength };
 inline constexpr size_t kStopReasons = 4;
 
+// The turn that used a chunk last.
+struct TurnInfo {
+  StopReason stop = StopReason::kUnknown;
+  uint32_t number = 0;          // of the session's turns, from 1; 0: not known
+  uint64_t context_tokens = 0;  // that it had; 0: not known
+  bool tail = false;  // the chunk is a partly filled last one, which the next turn replaces
+};
+
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
@@ -55,8 +63,8 @@ class EvictionPolicy {
   // them is one or the other for all chunks. kNoExpectedUse takes it back. Ignored by policies that
   // do not look ahead.
   virtual void Expect(ChunkIndex /*chunk*/, int64_t /*next_use*/) {}
-  // How the turn ended that used the chunk last. Ignored by policies that do not learn.
-  virtual void NoteStop(ChunkIndex /*chunk*/, StopReason /*reason*/, int64_t /*now_ns*/) {}
+  // Which turn used the chunk last, and how it ended. Ignored by policies that do not learn.
+  virtual void NoteTurn(ChunkIndex /*chunk*/, const TurnInfo& /*turn*/, int64_t /*now_ns*/) {}
 
   // Shows candidates in eviction order, at most `limit`, until `accept` takes one, which
   // is returned (and stays a member); kNoChunk if none was taken.

@@ -89,7 +89,10 @@ TEST_P(EveryPolicy, RandomCallsKeepItsMembersAndRepeat) {
           case 6:
             policy->Expect(
                 chunk, random() % 3 == 0 ? kNoExpectedUse : static_cast<int64_t>(random() % 1000));
-            policy->NoteStop(chunk, static_cast<StopReason>(random() % kStopReasons), now);
+            policy->NoteTurn(chunk,
+                             {.stop = static_cast<StopReason>(random() % kStopReasons),
+                              .number = static_cast<uint32_t>(random() % 12)},
+                             now);
             break;
           default: {
             const ChunkIndex victim =
@@ -200,8 +203,8 @@ TEST(Policy, NextUseLearnsWhoComesBack) {
     now += kSecond;
     for (ChunkIndex c = 0; c < 400; ++c) policy.Touch(c, now);
   }
-  EXPECT_GT(policy.UseProbability(200, StopReason::kUnknown, 0.5, 2), 0.9);
-  EXPECT_LT(policy.UseProbability(1, StopReason::kUnknown, 100, 50), 0.05);
+  EXPECT_GT(policy.UseProbability({.number = 200}, 0.5, 2), 0.9);
+  EXPECT_LT(policy.UseProbability({.number = 1}, 100, 50), 0.05);
   for (const ChunkIndex c : Drain(policy)) {
     EXPECT_GE(c, 400u);
     if (c >= 3600) break;
@@ -220,16 +223,16 @@ TEST(Policy, NextUseLearnsFromStopReasons) {
     const ChunkIndex chunk = next++;
     const bool tool = chunk % 2 == 0;
     policy.Insert(chunk, 1, now);
-    policy.NoteStop(chunk, tool ? StopReason::kToolUse : StopReason::kEndTurn, now);
+    policy.NoteTurn(chunk, {.stop = tool ? StopReason::kToolUse : StopReason::kEndTurn}, now);
     if (tool) due.emplace_back(now + 5 * kSecond, chunk);
     while (!due.empty() && due.front().first <= now) {
       policy.Touch(due.front().second, now);
-      policy.NoteStop(due.front().second, StopReason::kEndTurn, now);
+      policy.NoteTurn(due.front().second, {.stop = StopReason::kEndTurn}, now);
       due.erase(due.begin());
     }
   }
-  EXPECT_GT(policy.UseProbability(1, StopReason::kToolUse, 1, 10), 0.8);
-  EXPECT_LT(policy.UseProbability(1, StopReason::kEndTurn, 1, 10), 0.1);
+  EXPECT_GT(policy.UseProbability({StopReason::kToolUse, 1}, 1, 10), 0.8);
+  EXPECT_LT(policy.UseProbability({StopReason::kEndTurn, 1}, 1, 10), 0.1);
 }
 
 TEST(Policy, AnUnknownNameGetsTheListOfNames) {

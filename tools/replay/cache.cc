@@ -98,6 +98,28 @@ void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_b
   });
 }
 
+void Cache::NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial_tail,
+                     int64_t now_ns) {
+  turn.tail = partial_tail;
+  for (size_t i = runs.size(); i-- > 0;) {
+    for (uint32_t j = runs[i].count; j-- > 0;) {
+      placement_->Handle(
+          {.kind = Kind::kTurnEnded, .chunk = runs[i].first + j, .now_ns = now_ns, .turn = turn},
+          &actions_);
+      turn.tail = false;
+    }
+  }
+}
+
+void Cache::Expect(std::span<const BlockRun> runs, int64_t next_use) {
+  for (const BlockRun& run : runs) {
+    for (uint32_t block = run.first; block < run.first + run.count; ++block) {
+      placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = next_use},
+                         &actions_);
+    }
+  }
+}
+
 void Cache::Forget(uint32_t block, int64_t now_ns) {
   Handle(Kind::kHostLost, block, 0, now_ns);
   Handle(Kind::kDiskLost, block, 0, now_ns);

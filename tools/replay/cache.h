@@ -45,6 +45,11 @@ class Cache {
   // host tier, the others are saved there. Blocks of `block_bytes`, a multiple
   // of kBlockBytes.
   void Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes, int64_t now_ns);
+  // The turn that used the prompt last; `partial_tail`: its last block is partly filled. Call
+  // after Use.
+  void NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial_tail, int64_t now_ns);
+  // The soonest known use of every block of a prompt; see EvictionPolicy::Expect.
+  void Expect(std::span<const BlockRun> runs, int64_t next_use);
   // Drops every copy of `block`, which is about to be saved with another size.
   void Forget(uint32_t block, int64_t now_ns);
 

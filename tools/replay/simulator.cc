@@ -161,7 +161,19 @@ class Simulation {
     } else {
       cache_.Use(runs, found.blocks(), options_.block_bytes, now_ns);
     }
+    cache_.NoteTurn(runs, TurnOf(request), HasPartialTail(request), now_ns);
     return plan.ttft_s;
+  }
+
+  static TurnInfo TurnOf(const TraceRequest& request) {
+    return {.stop = static_cast<turnkeep::StopReason>(request.stop),
+            .number = request.turn + 1,
+            .context_tokens = request.input_tokens};
+  }
+  // Whether the prompt does not fill its last block.
+  bool HasPartialTail(const TraceRequest& request) const {
+    return !trace_.whole_sessions &&
+           uint64_t{request.block_count} * trace_.block_tokens > request.input_tokens;
   }
 
   // The session's one block grows to the prompt and its answer.
