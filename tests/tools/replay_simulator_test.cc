@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 
 #include "core/units.h"
+#include "generator.h"
 #include "optimum.h"
+#include "plot.h"
 #include "replay.h"
 #include "restore_model.h"
 
@@ -75,9 +77,14 @@ TEST(ReplaySimulator, WhatDoesNotFitKeepsItsPrefix) {
 }
 
 TEST(ReplaySimulator, ABlockAfterAMissingOneIsNoHit) {
-  Trace trace = Make({{{1, 3}}, {{1, 1}, {9, 1}, {3, 1}}});
-  const Result result = RunReplay(trace, 100, 0);
-  EXPECT_EQ(result.metrics.hit_blocks, 1u);
+  const Trace trace = Make({{{1, 5}}});
+  const auto cache = Cache::Create({.host_bytes = 100 * kBlockBytes});
+  ASSERT_TRUE(cache.ok());
+  const auto runs = trace.RunsOf(trace.requests[0]);
+  (*cache)->Use(runs, 0, kBlockBytes, 0);
+  EXPECT_EQ((*cache)->Find(runs).blocks(), 5u);
+  (*cache)->Forget(runs[0].first + 2, 1);
+  EXPECT_EQ((*cache)->Find(runs).blocks(), 2u);
 }
 
 TEST(ReplaySimulator, WarmUpIsServedButNotCounted) {
@@ -215,6 +222,82 @@ TEST(ReplayRestore, IsDeclinedWhenPrefillIsQuicker) {
   plan = PlanRestore(restore, true);
   EXPECT_TRUE(plan.declined);
   EXPECT_LE(plan.ttft_s, 1.0 + 1e-6);
+}
+
+TEST(ReplayGenerator, HasThePublishedStatistics) {
+  const Trace trace = GenerateConversations({.sessions = 20'000, .window_tokens = 1u << 30});
+  std::vector<uint64_t> turns(trace.session_count);
+  std::vector<uint64_t> tokens(trace.session_count);
+  for (const TraceRequest& request : trace.requests) {
+    ++turns[request.session];
+    tokens[request.session] = uint64_t{request.input_tokens} + request.output_tokens;
+  }
+  const auto share = [&](const std::vector<uint64_t>& of, uint64_t above) {
+    return double(std::count_if(of.begin(), of.end(), [&](uint64_t v) { return v > above; })) /
+           double(of.size());
+  };
+  EXPECT_NEAR(double(trace.requests.size()) / 20'000, 5.75, 0.1);
+  EXPECT_NEAR(share(turns, 1), 0.73, 0.01);
+  EXPECT_NEAR(share(tokens, 2000), 0.47, 0.02);
+  EXPECT_NEAR(share(tokens, 4000), 0.30, 0.02);
+  EXPECT_NEAR(trace.requests.back().time_s, 20'000, 600);
+}
+
+TEST(ReplayGenerator, ContextsStayInTheirWindowAndOverflowInvalidatesWhereAsked) {
+  GeneratorOptions options = {.sessions = 2000, .window_tokens = 2048};
+  const Trace kept = GenerateConversations(options);
+  options.keep_on_overflow = false;
+  const Trace lost = GenerateConversations(options);
+  ASSERT_EQ(kept.requests.size(), lost.requests.size());
+  uint64_t invalid = 0;
+  for (size_t i = 0; i < kept.requests.size(); ++i) {
+    EXPECT_LE(kept.requests[i].input_tokens, 2048u);
+    EXPECT_EQ(kept.requests[i].input_tokens, lost.requests[i].input_tokens);
+    EXPECT_EQ(kept.requests[i].turn > 0, kept.requests[i].history_tokens > 0);
+    invalid += kept.requests[i].history_tokens != lost.requests[i].history_tokens ? 1 : 0;
+  }
+  EXPECT_GT(invalid, kept.requests.size() / 20);
+}
+
+TEST(ReplayGenerator, TurnsFollowOneAnotherAndWholeSessionsAreHits) {
+  Options options;
+  options.trace = "sharegpt";
+  options.model = "llama-13b";
+  options.generator.sessions = 300;
+  options.queue = QueueRule::kGpu;
+  options.host_gib = 1e5;
+  const auto trace = LoadTrace(options);
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  const auto result = Replay(*trace, options, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->metrics.requests, trace->requests.size());
+  EXPECT_EQ(result->metrics.hit_requests, trace->requests.size() - 300);
+  EXPECT_FALSE(result->has_optimum);
+  std::vector<uint32_t> next(300);
+  for (const uint32_t index : result->metrics.order) {
+    EXPECT_EQ(trace->requests[index].turn, next[trace->requests[index].session]++);
+  }
+}
+
+TEST(ReplayPlot, IsOneSvgWithALineForEachSeries) {
+  const std::string svg = RenderSvg(
+      {{.title = "a < b",
+        .x_label = "x",
+        .y_label = "y",
+        .log_x = true,
+        .lines = {{"lru", {{1, 0.1}, {10, 0.5}, {100, 0.9}}}, {"fifo", {{1, 0.2}, {100, 0.4}}}}},
+       {.title = "empty", .x_label = "", .y_label = "", .lines = {}}});
+  size_t lines = 0;
+  for (size_t at = svg.find("<polyline"); at != std::string::npos;
+       at = svg.find("<polyline", at + 1)) {
+    ++lines;
+  }
+  EXPECT_EQ(lines, 2u);
+  EXPECT_NE(svg.find("a &lt; b"), std::string::npos);
+  // The middle point of a logarithmic axis lies in the middle.
+  EXPECT_NE(svg.find("70.0,315.6 300.0,"), std::string::npos) << svg;
+  EXPECT_EQ(svg.find("empty"), std::string::npos);
+  EXPECT_EQ(CumulativeLine("a", {3, 1, 2}, 2).points[1].first, 2.0);
 }
 
 TEST(ReplayModels, KvBytesAreThePapers) {

@@ -101,6 +101,27 @@ absl::Status SetShare(Text text, std::optional<double>* value) {
   return absl::OkStatus();
 }
 
+absl::Status SetThink(Text text, Options* options) {
+  const size_t colon = text.find(':');
+  const std::string kind = text.substr(0, colon);
+  if (colon == std::string::npos || (kind != "exponential" && kind != "fixed")) {
+    return InvalidArgument("\"{}\" is not exponential:SECONDS or fixed:SECONDS", text);
+  }
+  ThinkTime think;
+  think.kind = kind == "fixed" ? ThinkTime::Kind::kFixed : ThinkTime::Kind::kExponential;
+  TK_ASSIGN_OR_RETURN(think.mean_s, ParseNonNegative(text.substr(colon + 1), "seconds"));
+  options->generator.think = think;
+  return absl::OkStatus();
+}
+
+absl::Status SetOverflow(Text text, Options* options) {
+  if (text != "keep" && text != "invalidate") {
+    return InvalidArgument("\"{}\" is not keep or invalidate", text);
+  }
+  options->generator.keep_on_overflow = text == "keep";
+  return absl::OkStatus();
+}
+
 constexpr uint64_t kMaxBlocks = uint64_t{1} << 32;
 
 constexpr OptionSpec kSpecs[] = {
@@ -115,6 +136,14 @@ constexpr OptionSpec kSpecs[] = {
      SetStarts},
     {"block-tokens", "N", "Blocks of traces that do not say it (azure, csv)",
      [](Text v, Options* o) { return SetCount(v, 1, 1u << 20, &o->read.default_block_tokens); }},
+    {"sessions", "N", "sharegpt: conversations",
+     [](Text v, Options* o) { return SetCount(v, 1, 10'000'000u, &o->generator.sessions); }},
+    {"session-rate", "N", "sharegpt: conversations that begin in a second",
+     [](Text v, Options* o) { return SetPositive(v, &o->generator.sessions_per_s); }},
+    {"think", "KIND:S", "sharegpt: from an answer to the next turn, exponential:MEAN or fixed:S",
+     SetThink},
+    {"overflow", "RULE", "sharegpt: KV of a context past its window: keep (half) or invalidate",
+     SetOverflow},
     {"chunk-tokens", "N", "Chunk length, a multiple of the trace's blocks; 0: those",
      [](Text v, Options* o) { return SetCount(v, 0, 1u << 20, &o->chunk_tokens); }},
     {"host-gib", "GIB", "Host tier", [](Text v, Options* o) { return SetGib(v, &o->host_gib); }},

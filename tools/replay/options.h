@@ -11,6 +11,7 @@
 
 #include <absl/status/statusor.h>
 
+#include "generator.h"
 #include "model_presets.h"
 #include "readers.h"
 #include "simulator.h"
@@ -26,7 +27,8 @@ struct Prices {
 };
 
 struct Options {
-  std::string trace;  // a file; empty: generated
+  std::string trace;           // a file, or "sharegpt": generated conversations
+  GeneratorOptions generator;  // its window and seed come from the model and --seed
   std::string format = "auto";
   ReadOptions read;
   uint32_t chunk_tokens = 0;  // 0: the trace's own blocks

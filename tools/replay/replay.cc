@@ -70,6 +70,16 @@ Cost CostOf(const Result& result, const Model& model, const Prices& prices) {
 }  // namespace
 
 absl::StatusOr<Trace> LoadTrace(const Options& options) {
+  if (options.trace == "sharegpt") {
+    if (options.chunk_tokens != 0) {
+      return InvalidArgument("--chunk-tokens: sharegpt's sessions are kept whole");
+    }
+    TK_ASSIGN_OR_RETURN(const Model model, ModelOf(options));
+    GeneratorOptions generator = options.generator;
+    generator.window_tokens = model.window_tokens;
+    generator.seed = options.read.seed;
+    return GenerateConversations(generator);
+  }
   TK_ASSIGN_OR_RETURN(Trace trace, ReadTrace(options.trace, options.format, options.read));
   if (options.chunk_tokens == 0 || options.chunk_tokens == trace.block_tokens) return trace;
   if (options.chunk_tokens % trace.block_tokens != 0) {

@@ -1,11 +1,16 @@
 // turnkeep replay: a request trace through the store's placement on a virtual clock.
+#include <cerrno>
+#include <cstdio>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "commands.h"
 #include "core/status.h"
+#include "core/units.h"
 #include "human.h"
+#include "plot.h"
 #include "progress.h"
 #include "replay.h"
 
@@ -22,6 +27,7 @@ using replay::Summary;
 struct ReplayArguments {
   Options options;
   std::vector<std::string> sweeps;
+  std::string plot;
 };
 
 Json ToJson(const Result& result) {
@@ -165,6 +171,47 @@ absl::Status Expand(const ReplayArguments& arguments, std::vector<Options>* runs
   return absl::OkStatus();
 }
 
+// Hit rate against capacity, a line a policy, and how TTFT is distributed, a line a run.
+absl::Status WritePlot(const std::string& path, const std::vector<std::string>& labels,
+                       const std::vector<Result>& results) {
+  using replay::Chart;
+  Chart hits{.title = "Hits against capacity",
+             .x_label = "host and disk, GiB",
+             .y_label = "% of blocks",
+             .log_x = true,
+             .lines = {}};
+  Chart ttft{.title = "Time to first token",
+             .x_label = "seconds",
+             .y_label = "share of requests",
+             .log_x = true,
+             .lines = {}};
+  std::map<std::string, std::map<double, double>> by_policy;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Metrics& m = results[i].metrics;
+    const double gib =
+        static_cast<double>(results[i].host_bytes + results[i].disk_bytes) / double(kGiB);
+    const auto percent = [&](uint64_t blocks) {
+      return 100 * Ratio(static_cast<double>(blocks), static_cast<double>(m.blocks));
+    };
+    by_policy[results[i].options.policy][gib] = percent(m.hit_blocks);
+    if (results[i].has_optimum) {
+      by_policy["optimum"][gib] = percent(results[i].optimal_hit_blocks);
+    }
+    ttft.lines.push_back(
+        replay::CumulativeLine(labels[i].empty() ? "with" : labels[i], m.ttft_with));
+  }
+  ttft.lines.push_back(replay::CumulativeLine("without", results.front().metrics.ttft_without));
+  for (const auto& [policy, points] : by_policy) {
+    hits.lines.push_back({policy, {points.begin(), points.end()}});
+  }
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  if (file == nullptr) return ErrnoStatus(errno, "open \"" + path + "\"");
+  const std::string svg = replay::RenderSvg({hits, ttft});
+  const bool written = std::fwrite(svg.data(), 1, svg.size(), file) == svg.size();
+  if (std::fclose(file) != 0 || !written) return ErrnoStatus(errno, "write \"" + path + "\"");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ExitCode> RunReplay(Invocation& invocation, const ReplayArguments& arguments) {
   std::vector<Options> runs;
   std::vector<std::string> labels;
@@ -184,6 +231,9 @@ absl::StatusOr<ExitCode> RunReplay(Invocation& invocation, const ReplayArguments
     };
     TK_ASSIGN_OR_RETURN(Result result, replay::Replay(trace, runs[i], show));
     results.push_back(std::move(result));
+  }
+  if (!arguments.plot.empty()) {
+    TK_RETURN_IF_ERROR(WritePlot(arguments.plot, labels, results));
   }
   if (!invocation.json()) {
     Print(labels, results, invocation);
@@ -209,9 +259,12 @@ void AddReplayCommand(CommandLine& line) {
       "Replay a request trace through the store's placement on a virtual clock; needs no daemon",
       {"turnkeep replay conversation.jsonl.gz --host-blocks 10000",
        "turnkeep replay agent.jsonl.gz --host-live-share 0.1 --json",
+       "turnkeep replay sharegpt --model llama-13b --queue gpu --host-gib 119 --disk-gib 9313",
        "turnkeep replay trace.csv --host-gib 64 --disk-gib 512 --sweep host-gib=16,32,64"});
   const auto arguments = std::make_shared<ReplayArguments>();
-  command->add_option("trace", arguments->options.trace, "The trace, plain or gzip")
+  command
+      ->add_option("trace", arguments->options.trace,
+                   "The trace, plain or gzip; \"sharegpt\": generated conversations")
       ->type_name("FILE")
       ->required();
   command->add_flag("--skip-bad", arguments->options.read.skip_bad,
@@ -232,6 +285,10 @@ void AddReplayCommand(CommandLine& line) {
       ->add_option("--sweep", arguments->sweeps,
                    "One run for each value of an option; several sweeps: each combination")
       ->type_name("OPTION=V,V,...");
+  command
+      ->add_option("--plot", arguments->plot,
+                   "Draws hit rate against capacity for each policy, and TTFT")
+      ->type_name("FILE.svg");
   command->callback([&line, arguments] {
     line.body = [arguments](Invocation& invocation) { return RunReplay(invocation, *arguments); };
   });
