@@ -199,7 +199,7 @@ void AddBuiltInTrees(AttentionShapeSet* set) {
 
 absl::StatusOr<AttentionShapeSet> DeftSet(const std::string& trees) {
   constexpr size_t kTreesOfAFile = 5;
-  AttentionShapeSet set{.note = "heads 8/2 instead of 32/8; built-in trees"};
+  AttentionShapeSet set{.note = "heads 8/2 and 8/8 instead of 32/8 and 32/32; built-in trees"};
   AddBuiltInTrees(&set);
   for (const char* name : {"docmergeToT", "set128ToT"}) {
     const std::string path = fmt::format("{}/deft_{}.json.gz", trees, name);
@@ -220,6 +220,13 @@ absl::StatusOr<AttentionShapeSet> DeftSet(const std::string& trees) {
     set.cases.push_back(
         SpeculativeTree(structure->get<std::vector<std::vector<int>>>(), 1000, "deft_spec_tree64"));
     set.note += ", deft_spec_tree64.json.gz";
+  }
+  // The paper's models: Llama-3-8B has 32/8 heads, CodeLlama-7B 32/32.
+  for (size_t i = 0, count = set.cases.size(); i < count; ++i) {
+    set.cases.push_back(set.cases[i]);
+    set.cases[i].shape += "-h8/2";
+    set.cases.back().kv_heads = 8;
+    set.cases.back().shape += "-h8/8";
   }
   return set;
 }

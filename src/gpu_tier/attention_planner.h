@@ -45,7 +45,7 @@ struct AttentionCosts {
   double token_many = 25;
   double row_many = 5.5;
   double partial = 60;
-  uint32_t many_rows = 4;
+  uint32_t many_rows = 5;
   uint32_t row_step = 8;
 };
 

@@ -108,6 +108,8 @@ void RunTyped(D d, const UnitTask& task, float* scratch) {
       return RunFewRows<2, D, T>(d, task, scratch);
     case 3:
       return RunFewRows<3, D, T>(d, task, scratch);
+    case 4:
+      return RunFewRows<4, D, T>(d, task, scratch);
     default:
       return RunManyRows<D, T>(d, task, scratch);
   }

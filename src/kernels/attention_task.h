@@ -22,7 +22,7 @@ inline constexpr uint32_t kRowsAtOnce = 256;
 inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kLn2 = 0.69314718f;
 // Below this the streaming kernel runs.
-inline constexpr uint32_t kManyRows = 4;
+inline constexpr uint32_t kManyRows = 5;
 
 struct UnitTask {
   const AttentionShape* shape = nullptr;

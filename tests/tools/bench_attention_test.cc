@@ -1,0 +1,112 @@
+// What `turnkeep bench attention` prints, and the shapes it measures. No figure is judged but the
+// error.
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <set>
+
+#include <gmock/gmock.h>
+
+#include "attention_bench.h"
+#include "command_fixture.h"
+#include "core/status.h"
+
+namespace turnkeep::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+class BenchAttention : public CommandFixture {};
+
+TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
+  const Ran ran = Run({"bench", "attention", "--shapes", "random", "--rounds", "1", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto json = ran.json();
+  std::set<std::string> planners;
+  for (const auto& row : json.at("rows")) {
+    planners.insert(row.at("planner"));
+    for (const char* key : {"us", "planning_us", "speedup", "floor_us", "share"})
+      EXPECT_GT(row.at(key).get<double>(), 0) << key;
+    EXPECT_GT(row.at("bytes_unique").get<uint64_t>(), 0u);
+    EXPECT_EQ(row.at("device"), "cpu");
+    EXPECT_THAT(row.at("shape").get<std::string>(), HasSubstr("random-1-"));
+    EXPECT_LT(row.at("error").get<double>(), 1e-4);
+  }
+  EXPECT_EQ(planners,
+            (std::set<std::string>{"per_sequence", "two_phase", "relay", "flatten_tree", "auto"}));
+}
+
+TEST_F(BenchAttention, UnknownNamesAreRefusedWithTheOnesThereAre) {
+  EXPECT_THAT(Run({"bench", "attention", "--shapes", "all"}).err, HasSubstr("chunkattention"));
+  EXPECT_THAT(Run({"bench", "attention", "--planner", "best"}).err, HasSubstr("two_phase"));
+  EXPECT_THAT(Run({"bench", "attention", "--device", "tpu"}).err, HasSubstr("cpu"));
+}
+
+// A shape's nodes, tokens, sequences and Σ of the sequences' path tokens.
+struct Sums {
+  uint32_t tokens = 0;
+  uint32_t sequences = 0;
+  uint64_t path_tokens = 0;
+};
+Sums SumsOf(const bench::AttentionCaseSpec& spec) {
+  Sums sums;
+  std::vector<uint32_t> path;
+  for (const bench::AttentionNode& node : spec.nodes) {
+    path.push_back(node.tokens + (node.parent < 0 ? 0 : path[static_cast<size_t>(node.parent)]));
+    sums.tokens += node.tokens;
+    sums.sequences += node.sequences;
+    sums.path_tokens += uint64_t{path.back()} * node.sequences;
+  }
+  return sums;
+}
+
+bench::AttentionCaseSpec ShapeOf(const std::string& set, const std::string& name,
+                                 const std::string& trees = "") {
+  const auto made = bench::MakeAttentionShapes(set, trees, 1);
+  EXPECT_TRUE(made.ok()) << made.status();
+  for (const auto& spec : made->cases)
+    if (spec.shape == name) return spec;
+  ADD_FAILURE() << "no shape " << name;
+  return {};
+}
+
+TEST(AttentionShapes, HoldWhatTheirNamesSay) {
+  const Sums shared = SumsOf(ShapeOf("chunkattention", "p1024-s1024"));
+  EXPECT_EQ(shared.tokens, 1024u + 32);
+  EXPECT_EQ(shared.sequences, 32u);
+  EXPECT_EQ(shared.path_tokens, 32u * 1025);
+  const Sums apart = SumsOf(ShapeOf("chunkattention", "p4096-s0"));
+  EXPECT_EQ(apart.tokens, 32u * 4097);
+  EXPECT_EQ(apart.path_tokens, apart.tokens);
+  const Sums relay = SumsOf(ShapeOf("relay", "s1024-c128-b16"));
+  EXPECT_EQ(relay.tokens, 1024u + 16 * 128);
+  EXPECT_EQ(relay.path_tokens, 16u * (1024 + 128));
+  const Sums tree = SumsOf(ShapeOf("pat", "1,8,64_512,128,32-h16/2"));
+  EXPECT_EQ(tree.tokens, 512u + 8 * 128 + 64 * 32);
+  EXPECT_EQ(tree.path_tokens, 64u * (512 + 128 + 32));
+  EXPECT_EQ(bench::MakeAttentionShapes("pat", "", 1)->cases.size(), 80u);
+}
+
+TEST(AttentionShapes, TreesAreReadFromFilesAndDamageIsNamed) {
+  const std::filesystem::path folder = std::filesystem::path(::testing::TempDir()) / "deft_trees";
+  std::filesystem::create_directories(folder);
+  // A file that is not compressed is read as it is.
+  const auto write = [&](const std::string& text) {
+    std::ofstream(folder / "deft_set128ToT.json.gz") << text;
+  };
+  write(R"([{"data":{"0":{"value":7,"children":[1,2]},"1":{"value":3,"children":[]},
+          "2":{"value":5,"children":[]}}}])");
+  const Sums toy = SumsOf(ShapeOf("deft", "set128ToT-0-h8/2", folder));
+  EXPECT_EQ(toy.tokens, 15u);
+  EXPECT_EQ(toy.sequences, 2u);
+  EXPECT_EQ(toy.path_tokens, 7u + 3 + 7 + 5);
+  for (const char* damaged : {"{", R"([{"data":{"0":{"value":7,"children":[9]}}}])"}) {
+    write(damaged);
+    const auto made = bench::MakeAttentionShapes("deft", folder, 1);
+    EXPECT_THAT(MessageOf(made.status()), HasSubstr("set128ToT"));
+  }
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace turnkeep::testing
