@@ -181,6 +181,7 @@ void AddBenchCommands(CommandLine& line) {
   group->require_subcommand(1);
   AddBenchAttentionCommand(line, group);
   AddBenchGatherCommand(line, group);
+  AddBenchOverlapCommand(line, group);
   CLI::App* command =
       line.AddTo(group, "store",
                  "Bandwidths, latencies, write amplification and memory of the store, each with\n"
