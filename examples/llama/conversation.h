@@ -30,8 +30,12 @@ struct TurnRow {
   double ttft_ms = 0;            // with the store
   double recompute_ttft_ms = 0;  // from nothing, in a cache of its own; 0: not asked for
   double tokens_per_s = 0;       // of the answer
+  uint64_t dropped_tokens = 0;   // of the history, because the context overflowed
   bool compared = false;
-  bool identical = false;  // all logits bit by bit, and all tokens
+  // All logits bit by bit, and all tokens. After a truncation the comparison is with a cache that
+  // was truncated in the same way and never stored; rotated keys, which are rounded once for each
+  // truncation there and once in all here, are then compared by tokens alone.
+  bool identical = false;
   std::string miss_reason;
   std::vector<uint32_t> answer;
 };
@@ -45,6 +49,9 @@ class Conversation {
     uint32_t answer_tokens = 32;
     uint32_t chunk_tokens = kDefaultChunkTokens;
     bool compare = true;  // compute every turn a second time without the store
+    // A context that overflows loses the oldest half of its history, and the cache stays valid
+    // (CachedAttention, section 3.4). Else it is an error.
+    bool truncate_oldest_half = false;
     std::function<void(const std::string&)> log = [](const std::string&) {};
   };
 
@@ -58,7 +65,8 @@ class Conversation {
   // Whether a turn of `user_tokens` still fits the model's context.
   bool Fits(size_t user_tokens) const;
 
-  // Answers `user` greedily. Blocks; the turn's save is through when it returns.
+  // Answers `user` greedily. ResourceExhausted when the turn does not fit the context. Blocks; the
+  // turn's save is through when it returns.
   absl::StatusOr<TurnRow> Turn(std::span<const uint32_t> user);
 
  private:
@@ -74,6 +82,8 @@ class Conversation {
   // Goes on from the logits at the front of `answer`.
   absl::Status Decode(Sequence* sequence, uint64_t context_tokens, Answer* answer);
   absl::Status Compare(std::span<const uint32_t> context, const Answer& answer, TurnRow* row);
+  // Makes room for a turn of `user_tokens`.
+  absl::Status DropOldestHalf(size_t user_tokens, TurnRow* row);
 
   Engine* const engine_;
   const Options options_;
@@ -81,6 +91,11 @@ class Conversation {
   std::unique_ptr<PagedKvCache> check_cache_;
   std::unique_ptr<KvBridge> bridge_;  // null without a store
   std::vector<uint32_t> history_;
+  // With truncation: the last turn's cache, and the reference's, which goes through all turns.
+  std::unique_ptr<Sequence> last_;
+  std::unique_ptr<Sequence> reference_;
+  uint64_t reference_tokens_ = 0;
+  bool truncated_ = false;
 };
 
 }  // namespace turnkeep::llama

@@ -27,6 +27,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model* model, const
 
 Engine::Engine(const Model* model, const Options& options)
     : model_(model),
+      bake_positions_(options.bake_positions),
       pool_(options.threads),
       gemm_(&pool_, ShapesOf(model->config())),
       rope_(model->config().head_dim(), kRopeTheta) {
@@ -237,8 +238,8 @@ void Engine::PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token,
   const ModelConfig& c = model_->config();
   const PagedKvCache::Options& cache = table.cache->options();
   std::byte* target = table.At(Plane::kKeys, layer, token);
-  if (!cache.keep_raw_keys && stored_position == token) {
-    std::memcpy(target, stored, table.cache->row_bytes());
+  if (!cache.keep_raw_keys && (stored_position == token || bake_positions_)) {
+    std::memmove(target, stored, table.cache->row_bytes());
     return;
   }
   std::vector<float> key(c.kv_dim());

@@ -45,6 +45,9 @@ class Engine {
  public:
   struct Options {
     uint32_t threads = 2;  // 1..kMaxThreads
+    // For tests only: rotated keys stay as they were stored when their tokens move, as if positions
+    // were baked into the cache. What a truncation leaves is then wrong.
+    bool bake_positions = false;
   };
   struct Row {
     const Sequence* sequence = nullptr;
@@ -103,6 +106,7 @@ class Engine {
   void RunFeedForward(uint32_t layer, size_t count, float* x);
 
   const Model* model_;
+  const bool bake_positions_;
   ThreadPool pool_;
   Gemm gemm_;
   Rope rope_;

@@ -39,6 +39,7 @@ struct Flags {
   bool go_on = false;
   bool no_compare = false;
   bool json = false;
+  std::string truncate = "error";
 };
 
 // What a conversation needs to go on in another process.
@@ -162,6 +163,7 @@ void PrintRow(const Flags& flags, uint64_t turn, const TurnRow& row, const std::
       json["recompute_ttft_ms"] = row.recompute_ttft_ms;
       json["identical"] = row.identical;
     }
+    if (row.dropped_tokens > 0) json["dropped_tokens"] = row.dropped_tokens;
     if (!row.miss_reason.empty()) json["miss_reason"] = row.miss_reason;
     if (!text.empty()) json["text"] = text;
     fmt::print("{}\n", json.dump());
@@ -173,6 +175,8 @@ void PrintRow(const Flags& flags, uint64_t turn, const TurnRow& row, const std::
                !row.compared   ? "-"
                : row.identical ? "yes"
                                : "NO");
+    if (row.dropped_tokens > 0)
+      fmt::print("     the oldest {} tokens were dropped\n", row.dropped_tokens);
     if (!text.empty()) fmt::print("     {}\n", text);
   }
   std::fflush(stdout);
@@ -194,7 +198,8 @@ absl::Status Run(const Flags& flags, bool* identical) {
       .raw_keys = flags.keys == "raw",
       .answer_tokens = flags.answer_tokens,
       .chunk_tokens = flags.chunk_tokens,
-      .compare = !flags.no_compare};
+      .compare = !flags.no_compare,
+      .truncate_oldest_half = flags.truncate == "oldest-half"};
   options.log = [](const std::string& line) { fmt::print(stderr, "turnkeep-llama: {}\n", line); };
   TK_ASSIGN_OR_RETURN(const std::unique_ptr<Conversation> conversation,
                       Conversation::Create(engine.get(), store.kv.get(), options));
@@ -263,6 +268,9 @@ void DeclareFlags(CLI::App* app, Flags* f) {
   auto* state =
       app->add_option("--state", f->state_path, "file that keeps the conversation's tokens");
   app->add_flag("--continue", f->go_on, "go on with the conversation in --state")->needs(state);
+  app->add_option("--truncate", f->truncate, "when the context overflows: an error, or oldest-half")
+      ->check(CLI::IsMember({"error", "oldest-half"}))
+      ->capture_default_str();
   app->add_flag("--no-compare", f->no_compare, "do not compute every turn a second time");
   app->add_flag("--json", f->json, "one JSON object a turn");
 }
