@@ -1,7 +1,9 @@
 #include "llama/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/status.h"
@@ -30,7 +32,8 @@ Engine::Engine(const Model* model, const Options& options)
       bake_positions_(options.bake_positions),
       pool_(options.threads),
       gemm_(&pool_, ShapesOf(model->config())),
-      rope_(model->config().head_dim(), kRopeTheta) {
+      rope_(model->config().head_dim(), kRopeTheta),
+      attention_(&pool_) {
   const ModelConfig& c = model->config();
   for (uint32_t position = 0; position < c.context; ++position) {
     angles_.push_back(rope_.Angles(position));
@@ -126,7 +129,11 @@ absl::Status Engine::Prefill(Sequence* sequence, std::span<const uint32_t> token
 void Engine::RunLayer(uint32_t layer, std::span<const Row> rows, float* x) {
   const ModelConfig& c = model_->config();
   ComputeKv(layer, rows, x);
-  RunAttention(layer, rows);
+  if (plan_ != nullptr) {
+    RunPlan(layer, *rows[0].sequence->cache());
+  } else {
+    RunAttention(layer, rows);
+  }
   gemm_.Multiply(attended_.data(), model_->layer(layer).wo, projected_.data(), rows.size(),
                  {c.dim, c.dim});
   for (size_t i = 0; i < rows.size() * c.dim; ++i) x[i] += projected_[i];
@@ -197,6 +204,56 @@ void Engine::RunAttention(uint32_t layer, std::span<const Row> rows) {
             .row_bytes = cache->row_bytes(),
             .scores = scores_[worker]});
   });
+}
+
+AttentionShape Engine::ShapeOf(const PagedKvCache& cache) const {
+  const ModelConfig& c = model_->config();
+  return {.query_heads = c.heads,
+          .kv_heads = c.kv_heads,
+          .head_dim = c.head_dim(),
+          .page_tokens = cache.options().page_tokens,
+          .dtype = cache.options().dtype,
+          .scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim()))};
+}
+
+absl::Status Engine::Decode(std::span<const Row> rows, const AttentionPlan& plan,
+                            std::span<float> logits) {
+  if (rows.empty() || rows.size() > kMaxBatchRows)
+    return InvalidArgument("decode: {} rows, allowed 1 to {}", rows.size(), kMaxBatchRows);
+  for (const Row& row : rows) {
+    if (row.sequence->cache() != rows[0].sequence->cache())
+      return InvalidArgument("decode: rows of several caches");
+  }
+  const PagedKvCache& cache = *rows[0].sequence->cache();
+  if (cache.options().dtype != DType::kFloat32)
+    return InvalidArgument("decode: a cache of {}, allowed float32",
+                           std::string(NameOf(cache.options().dtype)));
+  TK_RETURN_IF_ERROR(ValidateAttentionPlan(plan, ShapeOf(cache), cache.options().page_count));
+  if (plan.row_count != rows.size())
+    return InvalidArgument("decode: a plan of {} rows for {}", plan.row_count, rows.size());
+  std::vector<uint32_t> all(rows.size());
+  std::iota(all.begin(), all.end(), 0);
+  plan_ = &plan;
+  const absl::Status status = Forward(rows, nullptr, all, logits);
+  plan_ = nullptr;
+  return status;
+}
+
+// Planes are [pages, page_tokens, kv_heads, head_dim].
+void Engine::RunPlan(uint32_t layer, const PagedKvCache& cache) {
+  const ModelConfig& c = model_->config();
+  auto& pages = const_cast<PagedKvCache&>(cache);
+  lse_.resize(kMaxBatchRows * c.heads);
+  attention_.Run(ShapeOf(cache),
+                 {.keys = pages.Page(Plane::kKeys, layer, 0),
+                  .values = pages.Page(Plane::kValues, layer, 0),
+                  .page_stride = uint64_t{cache.options().page_tokens} * c.kv_dim(),
+                  .head_stride = c.head_dim(),
+                  .token_stride = c.kv_dim()},
+                 *plan_,
+                 {.queries = reinterpret_cast<const std::byte*>(query_.data()),
+                  .output = attended_.data(),
+                  .lse = lse_.data()});
 }
 
 void Engine::RunFeedForward(uint32_t layer, size_t count, float* x) {

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "core/thread_pool.h"
+#include "kernels/attention_cpu.h"
 #include "llama/gemm.h"
 #include "llama/model.h"
 #include "llama/paged_kv_cache.h"
@@ -82,6 +83,12 @@ class Engine {
   absl::Status Prefill(Sequence* sequence, std::span<const uint32_t> tokens, uint64_t first,
                        LayerObserver* observer, std::span<float> logits);
 
+  // One decode step of many sequences, one row each, of one float32 cache: Forward with the
+  // attention of `plan`, whose rows are `rows`. Equal to Forward but for the order of float32 sums.
+  // At most kMaxBatchRows rows. Gives the logits of all rows.
+  absl::Status Decode(std::span<const Row> rows, const AttentionPlan& plan,
+                      std::span<float> logits);
+
   // Takes tokens [drop_begin, drop_end) out of a context of `token_count`; what follows
   // moves down and its keys get their new positions (raw keys: rotated anew; rotated
   // keys: shifted by the difference).
@@ -93,16 +100,19 @@ class Engine {
   void PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token, const std::byte* stored,
                 uint64_t stored_position) const;
 
- private:
   // Rows that go through a layer's matrices together; bounds the scratch memory.
   static constexpr size_t kMaxBatchRows = 256;
+  // What attention plans for a cache are made for.
+  AttentionShape ShapeOf(const PagedKvCache& cache) const;
 
+ private:
   Engine(const Model* model, const Options& options);
   absl::Status Validate(std::span<const Row> rows) const;
   void RunLayer(uint32_t layer, std::span<const Row> rows, float* x);
   void ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x);
   void StoreKv(uint32_t layer, const Row& row, float* key, const float* value, float* query);
   void RunAttention(uint32_t layer, std::span<const Row> rows);
+  void RunPlan(uint32_t layer, const PagedKvCache& cache);
   void RunFeedForward(uint32_t layer, size_t count, float* x);
 
   const Model* model_;
@@ -112,8 +122,11 @@ class Engine {
   Rope rope_;
   std::vector<std::vector<float>> angles_;  // of every position of the context
 
+  CpuAttention attention_;
+  const AttentionPlan* plan_ = nullptr;  // during Decode
+
   // Scratch of one batch, [rows, …].
-  std::vector<float> normed_, query_, key_, value_, attended_, projected_, gate_, up_;
+  std::vector<float> normed_, query_, key_, value_, attended_, projected_, gate_, up_, lse_;
   std::vector<std::vector<float>> scores_;  // of each worker, [context]
 };
 

@@ -12,6 +12,7 @@
 
 #include "api/client.h"
 #include "core/status.h"
+#include "llama/batch_run.h"
 #include "llama/conversation.h"
 #include "llama/tokenizer.h"
 #include "store/store.h"
@@ -40,6 +41,8 @@ struct Flags {
   bool no_compare = false;
   bool json = false;
   std::string truncate = "error";
+  uint32_t batch = 0;
+  uint32_t system_tokens = 512;
 };
 
 // What a conversation needs to go on in another process.
@@ -182,6 +185,27 @@ void PrintRow(const Flags& flags, uint64_t turn, const TurnRow& row, const std::
   std::fflush(stdout);
 }
 
+void PrintBatch(const Flags& flags, const BatchReport& report) {
+  if (flags.json) {
+    fmt::print("{}\n", nlohmann::json{{"sessions", flags.batch},
+                                      {"system_tokens", flags.system_tokens},
+                                      {"restored_tokens", report.restored_tokens},
+                                      {"system_ttft_ms", report.system_ms},
+                                      {"tokens_per_s", report.tokens_per_s},
+                                      {"tokens_per_s_one_by_one", report.tokens_per_s_one_by_one},
+                                      {"same_answers", report.same_answers}}
+                           .dump());
+    return;
+  }
+  fmt::print("system prompt: {} tokens, {} restored, in {:.1f} ms\n", flags.system_tokens,
+             report.restored_tokens, report.system_ms);
+  fmt::print(
+      "{} sessions: {:.0f} tokens/s together, {:.0f} with attention one by one ({:.2f}x); "
+      "{} answers are the same\n",
+      flags.batch, report.tokens_per_s, report.tokens_per_s_one_by_one,
+      report.tokens_per_s / report.tokens_per_s_one_by_one, report.same_answers);
+}
+
 // OK also when turns were not identical: `identical` says so.
 absl::Status Run(const Flags& flags, bool* identical) {
   TK_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, LoadModel(flags));
@@ -192,6 +216,19 @@ absl::Status Run(const Flags& flags, bool* identical) {
     TK_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(flags.tokenizer_path, model->config().vocab));
   }
   TK_ASSIGN_OR_RETURN(StoreHandle store, OpenStore(flags));
+  if (flags.batch > 0) {
+    TK_ASSIGN_OR_RETURN(const BatchReport report, RunBatch(engine.get(), store.kv.get(),
+                                                           {.session = flags.session,
+                                                            .sessions = flags.batch,
+                                                            .system_tokens = flags.system_tokens,
+                                                            .user_tokens = flags.user_tokens,
+                                                            .answer_tokens = flags.answer_tokens,
+                                                            .chunk_tokens = flags.chunk_tokens,
+                                                            .seed = flags.seed}));
+    PrintBatch(flags, report);
+    store.kv.reset();
+    return store.embedded == nullptr ? absl::OkStatus() : store.embedded->Close(absl::Seconds(30));
+  }
   Conversation::Options options{
       .session = flags.session,
       .dtype = flags.kv == "bfloat16" ? DType::kBFloat16 : DType::kFloat32,
@@ -270,6 +307,13 @@ void DeclareFlags(CLI::App* app, Flags* f) {
   app->add_flag("--continue", f->go_on, "go on with the conversation in --state")->needs(state);
   app->add_option("--truncate", f->truncate, "when the context overflows: an error, or oldest-half")
       ->check(CLI::IsMember({"error", "oldest-half"}))
+      ->capture_default_str();
+  app->add_option("--batch", f->batch,
+                  "instead of a conversation: so many sessions under one system prompt, decoded "
+                  "together through the auto planner (float32)")
+      ->check(CLI::Range(1u, static_cast<uint32_t>(Engine::kMaxBatchRows)));
+  app->add_option("--system-tokens", f->system_tokens, "of the batch's system prompt")
+      ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   app->add_flag("--no-compare", f->no_compare, "do not compute every turn a second time");
   app->add_flag("--json", f->json, "one JSON object a turn");

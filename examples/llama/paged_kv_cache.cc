@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cerrno>
+#include <cstring>
 
 #include "core/check.h"
 #include "core/status.h"
@@ -38,6 +39,7 @@ absl::StatusOr<std::unique_ptr<PagedKvCache>> PagedKvCache::Create(const Options
   cache->memory_ = std::unique_ptr<std::byte, Unmap>(static_cast<std::byte*>(memory), Unmap{bytes});
   // Handed out from the back: page 0 first.
   for (uint32_t page = options.page_count; page-- > 0;) cache->free_.push_back(page);
+  cache->holders_.resize(options.page_count);
   return cache;
 }
 
@@ -48,12 +50,13 @@ absl::StatusOr<uint32_t> PagedKvCache::AllocatePage() {
   }
   const uint32_t page = free_.back();
   free_.pop_back();
+  holders_[page] = 1;
   return page;
 }
 
 void PagedKvCache::FreePage(uint32_t page) {
-  TK_CHECK(page < options_.page_count && free_.size() < options_.page_count);
-  free_.push_back(page);
+  TK_CHECK(page < options_.page_count && holders_[page] > 0);
+  if (--holders_[page] == 0) free_.push_back(page);
 }
 
 absl::Status Sequence::Reserve(size_t tokens) {
@@ -65,6 +68,34 @@ absl::Status Sequence::Reserve(size_t tokens) {
       return page.status();
     }
     table_.pages.push_back(*page);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Sequence::ShareFrom(const Sequence& prefix, size_t tokens) {
+  TK_CHECK(prefix.cache() == cache() && tokens <= prefix.capacity());
+  Shrink(0);
+  const PagedKvCache::Options& options = cache()->options();
+  const size_t whole = tokens / options.page_tokens;
+  for (size_t i = 0; i < whole; ++i) {
+    cache()->SharePage(prefix.table().pages[i]);
+    table_.pages.push_back(prefix.table().pages[i]);
+  }
+  const size_t rest = tokens % options.page_tokens;
+  if (rest == 0) return absl::OkStatus();
+  const absl::StatusOr<uint32_t> page = cache()->AllocatePage();
+  if (!page.ok()) {
+    Shrink(0);
+    return page.status();
+  }
+  table_.pages.push_back(*page);
+  for (const Plane plane : {Plane::kKeys, Plane::kValues, Plane::kRawKeys}) {
+    if (plane == Plane::kRawKeys && !options.keep_raw_keys) continue;
+    for (uint32_t layer = 0; layer < options.layers; ++layer) {
+      std::memcpy(cache()->Page(plane, layer, *page),
+                  cache()->Page(plane, layer, prefix.table().pages[whole]),
+                  rest * cache()->row_bytes());
+    }
   }
   return absl::OkStatus();
 }

@@ -52,6 +52,9 @@ class PagedKvCache {
 
   // ResourceExhausted when no page is free.
   absl::StatusOr<uint32_t> AllocatePage();
+  // Another holder of an allocated page, which must not be written any more.
+  void SharePage(uint32_t page) { ++holders_[page]; }
+  // One holder less; the last one's page is free.
   void FreePage(uint32_t page);
 
   // First byte of a page of one plane and layer; rows follow at row_bytes().
@@ -73,6 +76,7 @@ class PagedKvCache {
   size_t row_bytes_ = 0;
   std::unique_ptr<std::byte, Unmap> memory_;  // lazily backed
   std::vector<uint32_t> free_;
+  std::vector<uint32_t> holders_;  // by page
 };
 
 // Where the tokens of one context lie. A copy stays right while nobody gives back or
@@ -108,6 +112,9 @@ class Sequence {
 
   // Makes room for `tokens` tokens in all. ResourceExhausted: nothing changed.
   absl::Status Reserve(size_t tokens);
+  // The first `tokens` tokens of `prefix`, of the same cache, instead of what is here: whole pages
+  // are shared, a last one that is not full is copied. ResourceExhausted: nothing is here.
+  absl::Status ShareFrom(const Sequence& prefix, size_t tokens);
   // Gives back the pages behind the first `tokens` tokens.
   void Shrink(size_t tokens);
 

@@ -81,7 +81,7 @@ class PrefixForest {
   void DropIfUnused(ForestNode node);
   void NumberRows();
 
-  const uint32_t page_tokens_;
+  uint32_t page_tokens_;
   std::vector<Node> nodes_;
   std::vector<ForestNode> free_nodes_;
   std::vector<ForestNode> roots_;
