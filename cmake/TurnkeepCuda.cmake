@@ -3,7 +3,7 @@
 # scripts/test repeats at its end.
 
 set(TURNKEEP_WITH_CUDA OFF)
-file(GLOB_RECURSE turnkeep_cuda_sources ${PROJECT_SOURCE_DIR}/src/*.cu)
+file(GLOB_RECURSE turnkeep_cuda_sources ${PROJECT_SOURCE_DIR}/src/*.cu ${PROJECT_SOURCE_DIR}/tests/*.cu)
 if(NOT TURNKEEP_CUDA)
   set(turnkeep_cuda_state "switched off by TURNKEEP_CUDA=OFF")
 elseif(TURNKEEP_SANITIZER OR TURNKEEP_LAYERS_ONLY)
@@ -28,6 +28,7 @@ else()
       endif()
       set(CMAKE_CUDA_STANDARD 17)
       enable_language(CUDA)
+      find_package(CUDAToolkit REQUIRED)
       # The runtime travels inside our binaries: a GPU host has a driver, often nothing else.
       set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
       set(TURNKEEP_WITH_CUDA ON)
