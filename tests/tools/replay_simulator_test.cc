@@ -68,6 +68,27 @@ TEST(ReplaySimulator, LruCountsPrefixHitsByTier) {
   EXPECT_EQ(result.optimal_hit_blocks, 6u);
 }
 
+// Three prompts in turn and room for two: LRU never hits, who looks ahead keeps one of them.
+TEST(ReplaySimulator, LookingAheadKeepsWhatIsUsedSooner) {
+  std::vector<std::vector<TraceBuilder::SourceRun>> prompts;
+  for (uint64_t i = 0; i < 12; ++i) prompts.push_back({{1 + 10 * (i % 3), 2}});
+  const Trace trace = Make(prompts);
+  Options options;
+  options.host_blocks = 4;
+  options.disk_blocks = 0;
+  const auto hits = [&](const char* policy, uint64_t lookahead) {
+    options.policy = policy;
+    options.lookahead = lookahead;
+    const auto result = Replay(trace, options, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->metrics.hit_blocks;
+  };
+  EXPECT_EQ(hits("lru", 0), 0u);
+  EXPECT_EQ(hits("look_ahead", 0), 0u) << "nothing is known";
+  EXPECT_GE(hits("look_ahead", 2), 6u);
+  EXPECT_GE(hits("belady", 100), hits("look_ahead", 2));
+}
+
 TEST(ReplaySimulator, WhatDoesNotFitKeepsItsPrefix) {
   const Trace trace = Make({{{1, 6}}, {{1, 6}}});
   EXPECT_EQ(RunReplay(trace, 4, 0).metrics.hit_blocks, 4u);

@@ -111,13 +111,43 @@ void Cache::NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial
   }
 }
 
-void Cache::Expect(std::span<const BlockRun> runs, int64_t next_use) {
+void Cache::Expect(const BlockRun& run, int64_t next_use) {
+  for (uint32_t block = run.first; block < run.first + run.count; ++block) {
+    placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = next_use}, &actions_);
+  }
+}
+
+uint64_t Cache::DiskOnlyBytes(std::span<const BlockRun> runs) const {
+  uint64_t bytes = 0;
   for (const BlockRun& run : runs) {
     for (uint32_t block = run.first; block < run.first + run.count; ++block) {
-      placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = next_use},
-                         &actions_);
+      if (placement_->InHost(block)) continue;
+      if (!placement_->OnDisk(block)) return bytes;
+      bytes += bytes_of_[block];
     }
   }
+  return bytes;
+}
+
+uint32_t Cache::Promote(std::span<const BlockRun> runs, int64_t now_ns) {
+  uint32_t promoted = 0;
+  for (const BlockRun& run : runs) {
+    for (uint32_t block = run.first; block < run.first + run.count; ++block) {
+      if (placement_->InHost(block)) continue;
+      if (!placement_->OnDisk(block)) return promoted;
+      Bring(block, bytes_of_[block], now_ns);
+      ++promoted;
+    }
+  }
+  return promoted;
+}
+
+TierUse Cache::Use() const {
+  const Placement::TierUsage& host = placement_->host();
+  const Placement::TierUsage& disk = placement_->disk();
+  return {.host_capacity_bytes = host.capacity_bytes,
+          .bytes = host.used_bytes + disk.used_bytes,
+          .items = host.chunk_count + disk.chunk_count};
 }
 
 void Cache::Forget(uint32_t block, int64_t now_ns) {

@@ -29,6 +29,14 @@ struct CacheOptions {
   double low_watermark = 1.0;
 };
 
+// What the tiers hold; an item that is in both counts twice.
+struct TierUse {
+  uint64_t host_capacity_bytes = 0;
+  uint64_t bytes = 0;
+  uint64_t items = 0;
+  uint64_t mean_bytes() const { return items == 0 ? 0 : bytes / items; }
+};
+
 class Cache {
  public:
   static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options);
@@ -48,8 +56,13 @@ class Cache {
   // The turn that used the prompt last; `partial_tail`: its last block is partly filled. Call
   // after Use.
   void NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial_tail, int64_t now_ns);
-  // The soonest known use of every block of a prompt; see EvictionPolicy::Expect.
-  void Expect(std::span<const BlockRun> runs, int64_t next_use);
+  // The soonest known use of blocks; see EvictionPolicy::Expect.
+  void Expect(const BlockRun& run, int64_t next_use);
+  // What of a prompt would have to be read from disk, up to its first missing block.
+  uint64_t DiskOnlyBytes(std::span<const BlockRun> runs) const;
+  // Gives these host copies; returns how many.
+  uint32_t Promote(std::span<const BlockRun> runs, int64_t now_ns);
+  TierUse Use() const;
   // Drops every copy of `block`, which is about to be saved with another size.
   void Forget(uint32_t block, int64_t now_ns);
 

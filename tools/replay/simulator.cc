@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <queue>
 
 #include "core/status.h"
 #include "core/units.h"
+#include "look_ahead.h"
 #include "restore_model.h"
 
 namespace turnkeep::replay {
@@ -22,6 +24,12 @@ class Simulation {
         arrivals_.push({trace.requests[i].time_s, i});
       }
     }
+    if (options.lookahead == 0) return;
+    if (options.queue == QueueRule::kGpu) {
+      queue_ahead_.emplace(trace, options.disk_bytes_per_s, cache);
+    } else if (!trace.closed_loop) {
+      trace_ahead_.emplace(trace, options.lookahead, cache);
+    }
   }
 
   Metrics Run() {
@@ -32,6 +40,7 @@ class Simulation {
     metrics_.disk_used_bytes = cache_.placement().disk().used_bytes;
     metrics_.disk_written_bytes = cache_.disk_written_bytes() - written_before_;
     metrics_.evicted_blocks = cache_.evicted_blocks() - evicted_before_;
+    if (queue_ahead_) metrics_.prefetched_blocks = queue_ahead_->prefetched_blocks();
     metrics_.span_s = std::max(0.0, end_s_ - start_s_);
     return std::move(metrics_);
   }
@@ -86,9 +95,17 @@ class Simulation {
   void TakeArrivals() {
     while (!arrivals_.empty() && arrivals_.top().time_s <= now_s_) {
       waiting_.push_back(arrivals_.top());
+      if (queue_ahead_) queue_ahead_->Arrived(arrivals_.top().request);
       arrivals_.pop();
     }
+    if (queue_ahead_) LookIntoQueue();
     metrics_.peak_queue = std::max<uint64_t>(metrics_.peak_queue, waiting_.size());
+  }
+
+  void LookIntoQueue() {
+    queue_ahead_->Complete(now_s_);
+    const size_t window = std::min<size_t>(waiting_.size(), options_.lookahead);
+    for (size_t i = 0; i < window; ++i) queue_ahead_->MayPrefetch(waiting_[i].request, i, now_s_);
   }
 
   void StartNext() {
@@ -152,15 +169,21 @@ class Simulation {
       options_.progress(position, trace_.requests.size());
     }
     const auto runs = trace_.RunsOf(request);
+    if (trace_ahead_) trace_ahead_->Before(index);
     const Cache::Found found = cache_.Find(runs);
     const RestorePlan plan = Plan(request, found);
     if (counting_) Count(request, found, plan);
+    if (queue_ahead_)
+      metrics_.prefetched_used_blocks +=
+          std::min(found.host_blocks, queue_ahead_->PrefetchedFor(index));
     const auto now_ns = static_cast<int64_t>(now_s_ * 1e9);
     if (trace_.whole_sessions) {
       UseSession(request, runs, found.blocks(), now_ns);
     } else {
       cache_.Use(runs, found.blocks(), options_.block_bytes, now_ns);
     }
+    if (trace_ahead_) trace_ahead_->After(index);
+    if (queue_ahead_) queue_ahead_->Served(index);
     cache_.NoteTurn(runs, TurnOf(request), HasPartialTail(request), now_ns);
     return plan.ttft_s;
   }
@@ -250,6 +273,8 @@ class Simulation {
   double start_s_ = 0;
   double end_s_ = 0;
   bool counting_ = false;
+  std::optional<TraceLookAhead> trace_ahead_;
+  std::optional<QueueLookAhead> queue_ahead_;
   uint64_t written_before_ = 0;
   uint64_t evicted_before_ = 0;
 };
