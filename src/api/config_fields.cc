@@ -55,6 +55,11 @@ void AddStoreFields(DaemonConfig& c, std::vector<Field>& out) {
                  0.01, 1});
   out.push_back({"store.max_pinned_share", "share of a tier that pinned sessions may hold",
                  &s.max_pinned_share, 0, 1});
+  out.push_back({"store.prefetch_share", "share of the host tier that hinted prefetches may hold",
+                 &s.prefetch_share, 0, 1});
+  out.push_back({"store.prefetch_bytes_per_second",
+                 "what prefetches may read from disk; 0: no bound",
+                 Bytes{&s.prefetch_bytes_per_second}, 0, 1024 * kGiB});
   out.push_back(
       {"store.max_sessions", "sessions of all tenants", &s.max_sessions, 1, kMaxSessions});
   out.push_back(

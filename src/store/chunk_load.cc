@@ -51,7 +51,12 @@ std::shared_ptr<ChunkLoad> StoreImpl::JoinOrStartLoad(ChunkIndex chunk, RestoreJ
   const uint64_t slot_bytes = before.slot_blocks * kBlockBytes;
   const absl::StatusOr<SlotRef> slot = state_.AllocateSlot(before.tenant, slot_bytes);
   if (!slot.ok()) return nullptr;
+  return StartLoad(chunk, *slot, job);
+}
+
+std::shared_ptr<ChunkLoad> StoreImpl::StartLoad(ChunkIndex chunk, SlotRef slot, RestoreJob* job) {
   ChunkEntry& entry = state_.catalog[chunk];
+  const uint64_t slot_bytes = entry.slot_blocks * kBlockBytes;
   auto load = std::make_shared<ChunkLoad>();
   load->chunk = chunk;
   load->slot_bytes = slot_bytes;
@@ -60,8 +65,8 @@ std::shared_ptr<ChunkLoad> StoreImpl::JoinOrStartLoad(ChunkIndex chunk, RestoreJ
   load->target = {.id = entry.id,
                   .epoch = entry.epoch,
                   .root = entry.root,
-                  .slot = *slot,
-                  .memory = state_.arena->Memory(*slot),
+                  .slot = slot,
+                  .memory = state_.arena->Memory(slot),
                   .token_count = entry.token_count,
                   .geometry = &job->layout->Geometry(entry.token_count)};
   load->reads = ChunkLoad::PlanReads(job->layout->Geometry(job->layout->layout.chunk_tokens),
@@ -95,6 +100,7 @@ void StoreImpl::EndLoad(const std::shared_ptr<ChunkLoad>& load) {
   state_.catalog[load->chunk].loading = false;
   state_.Notify(Kind::kDiskUnpinned, load->chunk);
   state_.ReleaseSlot(load->target.slot, load->slot_bytes);
+  if (load->prefetch) state_.Notify(Kind::kPrefetchFailed, load->chunk);
   if (load->lost) state_.DropDamagedDisk(load->chunk, load->lost_reason);
   state_.DropOperationRef(load->chunk);
 }

@@ -28,6 +28,7 @@ struct Counters {
   uint64_t disk_evictions = 0;
   uint64_t evicted_for_space = 0;
   uint64_t evicted_at_watermark = 0;
+  uint64_t evicted_for_prefetch = 0;
 
   uint64_t host_digest_failures = 0;
   uint64_t disk_digest_failures = 0;

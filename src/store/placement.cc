@@ -72,12 +72,9 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       if (OnDisk(event.chunk)) DropDisk(event.chunk);
       break;
     case Kind::kTouched:
+      NoteUse(event.chunk, /*used=*/true);
       host_policy_->Touch(event.chunk, event.now_ns);
       disk_policy_->Touch(event.chunk, event.now_ns);
-      break;
-    case Kind::kExpected:
-      host_policy_->Expect(event.chunk, event.next_use);
-      disk_policy_->Expect(event.chunk, event.next_use);
       break;
     case Kind::kTurnEnded:
       host_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
@@ -100,8 +97,9 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       break;
     }
     default:
-      HandleCounts(event);
+      if (!HandlePrefetch(event, actions)) HandleCounts(event);
   }
+  if (MayPrefetchAfter(event.kind)) Pump(event.now_ns, actions);
 }
 
 void Placement::DiskFound(const PlacementEvent& event) {
@@ -112,6 +110,7 @@ void Placement::DiskFound(const PlacementEvent& event) {
   disk_.used_bytes += event.bytes;
   ++disk_.chunk_count;
   disk_policy_->Insert(event.chunk, event.bytes, event.now_ns);
+  Consider(event.chunk);
 }
 
 void Placement::HandleCounts(const PlacementEvent& event) {
@@ -163,6 +162,12 @@ void Placement::HostFilled(const PlacementEvent& event, std::vector<PlacementAct
   TK_CHECK((state.flags & kInHost) == 0);
   state.blocks = static_cast<uint32_t>(event.bytes / kBlockBytes);
   state.flags |= kInHost;
+  if (state.flags & kPrefetching) {
+    EndPrefetch(event.chunk);
+    state.flags |= kPrefetched;
+    prefetch_.unused_bytes += event.bytes;
+  }
+  Consider(event.chunk);
   if (state.pins > 0) host_.pinned_bytes += event.bytes;
   ++host_.chunk_count;
   host_policy_->Insert(event.chunk, event.bytes, event.now_ns);
@@ -181,6 +186,7 @@ void Placement::DiskWritten(const PlacementEvent& event, std::vector<PlacementAc
   if (state.pins > 0) disk_.pinned_bytes += BytesOf(event.chunk);
   ++disk_.chunk_count;
   disk_policy_->Insert(event.chunk, BytesOf(event.chunk), event.now_ns);
+  Consider(event.chunk);
   if (leaving && HostEvictable(event.chunk)) {
     DropHost(event.chunk);
     actions->push_back(
@@ -214,7 +220,7 @@ bool Placement::HostEvictable(ChunkIndex chunk) const {
 
 bool Placement::DiskEvictable(ChunkIndex chunk) const {
   const State& state = states_[chunk];
-  if (state.pins > 0 || state.disk_pins > 0) return false;
+  if (state.pins > 0 || state.disk_pins > 0 || (state.flags & kPrefetching)) return false;
   return state.holds == 0 || (state.flags & kInHost) != 0;
 }
 
@@ -304,6 +310,8 @@ void Placement::DropHost(ChunkIndex chunk) {
   --host_.chunk_count;
   if (state.pins > 0) host_.pinned_bytes -= bytes;
   host_policy_->Remove(chunk);
+  NoteUse(chunk, /*used=*/false);
+  Consider(chunk);
 }
 
 void Placement::DropDisk(ChunkIndex chunk) {
@@ -314,6 +322,7 @@ void Placement::DropDisk(ChunkIndex chunk) {
   --disk_.chunk_count;
   if (state.pins > 0) disk_.pinned_bytes -= bytes;
   disk_policy_->Remove(chunk);
+  Consider(chunk);
 }
 
 }  // namespace turnkeep

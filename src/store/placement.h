@@ -9,11 +9,18 @@
 // Watermarks: an event that leaves a tier above `high` evicts down to `low`. A host copy
 // that is on disk too is simply dropped; one that is not is first written to disk.
 //
+// Prefetch (placement_prefetch.cc): a chunk that somebody is expected to use (kExpected) and that
+// is only on disk is asked for, the soonest use first, as far as the fetch window reaches. A
+// prefetch evicts only what is on disk too and expected later, or by nobody; while restores read
+// from disk none begins.
+//
 // Thread-compatible: the store calls it under its lock.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "core/kv_types.h"
@@ -28,6 +35,11 @@ struct PlacementOptions {
   double low_watermark = 0.90;
   bool write_through = false;  // copy to disk as soon as a chunk is in the host tier
   double max_pinned_share = 0.5;
+  // The fetch window of CachedAttention in bytes: what prefetches may hold of the host tier until
+  // it is used. 0: nothing is prefetched.
+  uint64_t prefetch_bytes = 0;
+  uint64_t prefetch_in_flight_bytes = UINT64_MAX;  // asked for and not answered
+  uint64_t prefetch_bytes_per_second = 0;          // 0: no budget
 };
 
 struct PlacementEvent {
@@ -54,6 +66,10 @@ struct PlacementEvent {
     kHostSpaceNeeded,  // a host slot of `bytes` could not be had
     kDiskSpaceNeeded,  // a disk slot of `bytes` could not be had
     kWriteWanted,      // `chunk` shall get a disk copy now (durability, shutdown)
+    kPrefetchFailed,   // a kPrefetch did not end in kHostFilled; its slot is unreserved already
+    kDiskReadsBegin,   // a restore begins to read from disk
+    kDiskReadsEnd,     // … and has ended
+    kTick,             // only time has passed
   };
   Kind kind;
   ChunkIndex chunk = kNoChunk;
@@ -68,8 +84,22 @@ struct PlacementAction {
     kWriteToDisk,  // answer with kDiskWritten or kDiskWriteFailed
     kEvictHost,    // done at once
     kEvictDisk,    // done at once
+    // Read `chunk` from disk into host memory. Its slot bytes are reserved already. Answer with
+    // kHostFilled, or with kHostUnreserved and then kPrefetchFailed.
+    kPrefetch,
+    // Nobody is expected to use `chunk` any more, whose prefetch is running: it may be given
+    // up, and is answered all the same.
+    kCancelPrefetch,
   };
-  enum class Reason : uint8_t { kNone, kWatermark, kSpace, kNoDiskTier, kDiskFull, kWriteFailed };
+  enum class Reason : uint8_t {
+    kNone,
+    kWatermark,
+    kSpace,
+    kNoDiskTier,
+    kDiskFull,
+    kWriteFailed,
+    kPrefetch,  // for one that is used sooner
+  };
   Kind kind;
   ChunkIndex chunk = kNoChunk;
   Reason reason = Reason::kNone;
@@ -93,6 +123,17 @@ class Placement {
   const TierUsage& host() const { return host_; }
   const TierUsage& disk() const { return disk_; }
 
+  struct PrefetchUsage {
+    uint64_t in_flight_bytes = 0;
+    uint64_t unused_bytes = 0;   // in host memory by a prefetch and not used since
+    uint64_t waiting_count = 0;  // chunks on disk only that somebody is expected to use
+    uint64_t begun = 0;          // and, of those begun:
+    uint64_t failed = 0;
+    uint64_t used = 0;    // by the time they left
+    uint64_t wasted = 0;  // left unused
+  };
+  PrefetchUsage prefetch() const;
+
   // Whether pinning `bytes` more would pass max_pinned_share of the tier.
   bool MayPin(Tier tier, uint64_t bytes) const;
   // Whether writes that make room in the host tier are under way.
@@ -105,8 +146,16 @@ class Placement {
   bool Writing(ChunkIndex chunk) const { return Has(chunk, kWriting); }
 
  private:
-  enum Flag : uint8_t { kInHost = 1, kOnDisk = 2, kWriting = 4, kLeaving = 8 };
-  // 16 bytes a chunk, beside the policies' links.
+  enum Flag : uint8_t {
+    kInHost = 1,
+    kOnDisk = 2,
+    kWriting = 4,
+    kLeaving = 8,
+    kPrefetching = 16,
+    kPrefetched = 32,  // in host memory by a prefetch, not used since
+    kTried = 64,       // a prefetch was begun for the present expectation
+  };
+  // 24 bytes a chunk, beside the policies' links.
   struct State {
     uint32_t blocks = 0;  // slot bytes / kBlockBytes
     uint16_t pins = 0;
@@ -114,6 +163,7 @@ class Placement {
     uint16_t disk_pins = 0;
     uint16_t holds = 0;
     uint8_t flags = 0;
+    int64_t next_use = kNoExpectedUse;
   };
 
   bool Has(ChunkIndex chunk, Flag flag) const {
@@ -142,12 +192,28 @@ class Placement {
   void DropHost(ChunkIndex chunk);
   void DropDisk(ChunkIndex chunk);
 
+  // Prefetch (placement_prefetch.cc).
+  bool HandlePrefetch(const PlacementEvent& event, std::vector<PlacementAction>* actions);
+  static bool MayPrefetchAfter(PlacementEvent::Kind kind);
+  void Expected(const PlacementEvent& event, std::vector<PlacementAction>* actions);
+  void EndPrefetch(ChunkIndex chunk);
+  void NoteUse(ChunkIndex chunk, bool used);
+  void Consider(ChunkIndex chunk);
+  void Pump(int64_t now_ns, std::vector<PlacementAction>* actions);
+  bool MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* actions);
+
   PlacementOptions options_;
   std::unique_ptr<EvictionPolicy> host_policy_;
   std::unique_ptr<EvictionPolicy> disk_policy_;
   std::vector<State> states_;
   TierUsage host_;
   TierUsage disk_;
+  // What could be prefetched, by next use.
+  std::set<std::pair<int64_t, ChunkIndex>> wanted_;
+  PrefetchUsage prefetch_;
+  uint64_t disk_readers_ = 0;
+  double budget_bytes_ = 0;
+  int64_t budget_ns_ = 0;
 };
 
 }  // namespace turnkeep

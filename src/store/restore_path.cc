@@ -187,6 +187,8 @@ void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
     load->waiters.push_back({job, i});
     job->ExpectLoad(*load);
   }
+  job->reads_disk = !job->own_loads.empty();
+  if (job->reads_disk) state_.Notify(Kind::kDiskReadsBegin, kNoChunk);
   // Spans behind a cut are no part of the restore.
   for (size_t i = job->spans.size(); i-- > 0 && job->spans[i].token_begin >= job->valid_tokens();) {
     RestoreJob::SpanState& span = job->span_states[i];
@@ -215,13 +217,20 @@ void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& jo
 void StoreImpl::NoteFinished(RestoreJob* job) {
   if (job->finish_noted || !job->Progress().finished) return;
   job->finish_noted = true;
+  EndDiskReads(job);
+  if (job->prefetch) return;
   state_.restore_latency.RecordNs(state_.NowNs() - job->begun_ns);
 }
 
 // ---- release ---------------------------------------------------------------------
 
+void StoreImpl::EndDiskReads(RestoreJob* job) {
+  if (std::exchange(job->reads_disk, false)) state_.Notify(Kind::kDiskReadsEnd, kNoChunk);
+}
+
 void StoreImpl::ReleaseJob(RestoreJob* job) {
   job->released = true;
+  EndDiskReads(job);
   for (size_t i = 0; i < job->span_states.size(); ++i) {
     RestoreJob::SpanState& span = job->span_states[i];
     if (span.host_pinned) state_.UnpinHost(span.chunk);

@@ -37,6 +37,7 @@ struct ChunkLoad {
   ExtentRef extent;
   const LayoutInfo* layout = nullptr;
   std::vector<Read> reads;
+  bool prefetch = false;  // begun by a prefetch; restores may join it
 
   // Guarded by the store's lock.
   std::vector<Waiter> waiters;
@@ -84,6 +85,8 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   uint64_t read_bytes = 0;
   bool released = false;
   bool finish_noted = false;
+  bool prefetch = false;    // nobody's restore (prefetch_path.cc)
+  bool reads_disk = false;  // the placement was told kDiskReadsBegin
 
   // Counts the loading spans that lack each layer.
   void ExpectLoad(const ChunkLoad& load);

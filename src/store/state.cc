@@ -53,10 +53,28 @@ void StoreState::NotifyAll(Kind kind, std::span<const ChunkIndex> chunks) {
 }
 
 void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns) {
+  Notify({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = now_ns});
+}
+
+void StoreState::NotifyExpected(ChunkIndex chunk, int64_t next_use) {
+  Notify({.kind = Kind::kExpected, .chunk = chunk, .now_ns = NowNs(), .next_use = next_use});
+}
+
+void StoreState::NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) {
+  Notify({.kind = Kind::kTurnEnded, .chunk = chunk, .now_ns = NowNs(), .turn = turn});
+}
+
+void StoreState::RefusePrefetch(ChunkIndex chunk) {
+  Notify(Kind::kHostUnreserved, kNoChunk, catalog[chunk].slot_blocks * kBlockBytes);
+  Notify(Kind::kPrefetchFailed, chunk);
+  DropOperationRef(chunk);
+}
+
+void StoreState::Notify(const PlacementEvent& event) {
   // Carrying out an action may notify again: the list is taken first.
   std::vector<PlacementAction> actions = std::move(actions_);
   actions.clear();
-  placement.Handle({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = now_ns}, &actions);
+  placement.Handle(event, &actions);
   for (const PlacementAction& action : actions) Carry(action);
   actions.clear();
   actions_ = std::move(actions);
@@ -69,6 +87,14 @@ void StoreState::Carry(const PlacementAction& action) {
       AddOperationRef(action.chunk);
       to_write.push_back(action.chunk);
       return;
+    case PlacementAction::Kind::kPrefetch:
+      AddOperationRef(action.chunk);
+      to_prefetch.push_back(action.chunk);
+      return;
+    case PlacementAction::Kind::kCancelPrefetch:
+      // One that is being read goes on: what has been read is not read in vain.
+      if (std::erase(to_prefetch, action.chunk) > 0) RefusePrefetch(action.chunk);
+      return;
     case PlacementAction::Kind::kEvictHost:
       FreeHostCopy(action.chunk);
       ++(entry.disk.IsNull() ? counters.host_evictions_lost : counters.host_evictions);
@@ -78,8 +104,16 @@ void StoreState::Carry(const PlacementAction& action) {
       ++counters.disk_evictions;
       break;
   }
-  ++(action.reason == PlacementAction::Reason::kWatermark ? counters.evicted_at_watermark
-                                                          : counters.evicted_for_space);
+  switch (action.reason) {
+    case PlacementAction::Reason::kWatermark:
+      ++counters.evicted_at_watermark;
+      break;
+    case PlacementAction::Reason::kPrefetch:
+      ++counters.evicted_for_prefetch;
+      break;
+    default:
+      ++counters.evicted_for_space;
+  }
   if (!entry.HasData()) SetMissing(entry, ReasonOf(action.reason));
 }
 

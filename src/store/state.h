@@ -69,6 +69,8 @@ class StoreState {
   // Work for the disk writer.
   std::deque<ChunkIndex> to_write ABSL_GUARDED_BY(mu);
   std::vector<DiskRemoval> removals ABSL_GUARDED_BY(mu);
+  // Work for the housekeeper: chunks to prefetch, each with an operation reference.
+  std::deque<ChunkIndex> to_prefetch ABSL_GUARDED_BY(mu);
   // Called when host slots became free (saves that wait for room try again).
   std::function<void()> on_room;
 
@@ -90,6 +92,11 @@ class StoreState {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Gives back a slot that never became a host copy.
   void ReleaseSlot(SlotRef slot, uint64_t slot_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Answers a kPrefetch that was not begun: gives its reservation and reference back.
+  void RefusePrefetch(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Who is expected to use the chunk, and when (kNoExpectedUse: nobody is).
+  void NotifyExpected(ChunkIndex chunk, int64_t next_use) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // The slot becomes the host copy of the chunk.
   void FillHost(ChunkIndex chunk, SlotRef slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
@@ -136,6 +143,7 @@ class StoreState {
  private:
   void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Notify(const PlacementEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Carry(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void FreeHostCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void GiveUpDiskCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);

@@ -70,6 +70,8 @@ void AddCounters(const Counters& c, Counts* out) {
                c.evicted_for_space);
   out->Counter("evictions_by_reason_total", "reason=\"watermark\"", "Copies evicted, by reason",
                c.evicted_at_watermark);
+  out->Counter("evictions_by_reason_total", "reason=\"prefetch\"", "Copies evicted, by reason",
+               c.evicted_for_prefetch);
   out->Counter("digest_failures_total", "tier=\"host\"", "Copies dropped for a wrong digest",
                c.host_digest_failures);
   out->Counter("digest_failures_total", "tier=\"disk\"", "Copies dropped for a wrong digest",
@@ -86,6 +88,21 @@ void AddCounters(const Counters& c, Counts* out) {
   out->Counter("disk_read_bytes_total", "", "Slot bytes read from disk", c.bytes_read);
   out->Counter("sessions_expired_total", "", "Sessions dropped at the end of their time to live",
                c.sessions_expired);
+}
+
+void AddPrefetch(const Placement::PrefetchUsage& prefetch, Counts* out) {
+  out->Counter("prefetches_begun_total", "", "Chunks that prefetches began to read",
+               prefetch.begun);
+  out->Counter("prefetches_failed_total", "", "Prefetches that brought nothing", prefetch.failed);
+  out->Counter("prefetches_used_total", "", "Prefetched chunks that were used", prefetch.used);
+  out->Counter("prefetches_wasted_total", "", "Prefetched chunks that left unused",
+               prefetch.wasted);
+  out->Gauge("prefetch_in_flight_bytes", "", "Slot bytes being prefetched",
+             static_cast<double>(prefetch.in_flight_bytes));
+  out->Gauge("prefetch_unused_bytes", "", "Slot bytes prefetched and not used yet",
+             static_cast<double>(prefetch.unused_bytes));
+  out->Gauge("prefetch_waiting_chunks", "", "Chunks on disk that a hint expects",
+             static_cast<double>(prefetch.waiting_count));
 }
 
 }  // namespace
@@ -148,6 +165,7 @@ StoreStatus StoreImpl::GetStatus() {
   status.histograms.push_back(HistogramOf(
       "restore_seconds", "From the begin of a restore until every layer is in host memory",
       state_.restore_latency));
+  AddPrefetch(state_.placement.prefetch(), &counts);
   counts.Gauge("sessions", "", "Sessions", static_cast<double>(status.session_count));
   counts.Gauge("chunks", "", "Chunks that sessions refer to, evicted ones included",
                static_cast<double>(status.chunk_count));

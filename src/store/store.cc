@@ -11,7 +11,6 @@
 #include "disk_tier/aligned_buffer.h"
 #include "store/embedded.h"
 #include "store/load.h"
-#include "store/restore_task.h"
 #include "store/save_task.h"
 #include "store/store_impl.h"
 
@@ -24,7 +23,6 @@ namespace {
 // Epochs are numbered from a fresh range at every opening, so that one that was given but
 // never reached the index is not given again.
 constexpr uint64_t kEpochsPerRun = uint64_t{1} << 36;
-constexpr absl::Duration kHousekeepingInterval = absl::Milliseconds(100);
 
 absl::Status CheckOptions(const StoreOptions& options) {
   if (options.host_bytes < kBlockBytes)
@@ -41,6 +39,12 @@ absl::Status CheckOptions(const StoreOptions& options) {
   }
   if (!(options.max_pinned_share >= 0 && options.max_pinned_share <= 1)) {
     return InvalidArgument("max_pinned_share {} is outside 0..1", options.max_pinned_share);
+  }
+  if (!(options.prefetch_share >= 0 && options.prefetch_share <= 1)) {
+    return InvalidArgument("prefetch_share {} is outside 0..1", options.prefetch_share);
+  }
+  if (options.policy == "belady") {
+    return InvalidArgument("policy 'belady' must be told the future: it is for replay only");
   }
   if (options.io_depth == 0 || options.io_depth > kMaxIoQueueDepth) {
     return InvalidArgument("io_depth {} is outside 1..{}", options.io_depth, kMaxIoQueueDepth);
@@ -104,7 +108,10 @@ absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options)
                        .high_watermark = options.high_watermark,
                        .low_watermark = options.low_watermark,
                        .write_through = options.durability != Durability::kNone,
-                       .max_pinned_share = options.max_pinned_share},
+                       .max_pinned_share = options.max_pinned_share,
+                       .prefetch_bytes = static_cast<uint64_t>(
+                           static_cast<double>(options.host_bytes) * options.prefetch_share),
+                       .prefetch_bytes_per_second = options.prefetch_bytes_per_second},
                       std::move(host_policy), std::move(disk_policy));
   auto store = std::unique_ptr<StoreImpl>(new StoreImpl(std::move(options), std::move(placement)));
   TK_ASSIGN_OR_RETURN(auto arena,
@@ -231,41 +238,6 @@ StoreImpl::~StoreImpl() {
 }
 
 // ---- housekeeping ----------------------------------------------------------------
-
-void StoreImpl::Housekeep() {
-  for (;;) {
-    std::vector<WaitingSave> finished;
-    std::vector<std::pair<WaitingSave, absl::Status>> cut;
-    std::vector<HostArena::Retired> retired;
-    {
-      absl::MutexLock lock(&state_.mu);
-      const auto wanted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu) {
-        return stop_ || (room_made_ && !waiting_saves_.empty());
-      };
-      state_.mu.AwaitWithTimeout(absl::Condition(&wanted), kHousekeepingInterval);
-      room_made_ = false;
-      if (!state_.closing) ExpireSessions();
-      RetryWaitingSaves(&finished);
-      for (WaitingSave& waiting : finished) {
-        absl::Status status;
-        if (!waiting.task->TakeSlots()) status = waiting.task->CutToSlots();
-        if (state_.closing) status = Unavailable("the store is closing");
-        cut.emplace_back(std::move(waiting), status);
-      }
-      retired = state_.arena->TakeRetired();
-      if (stop_ && cut.empty()) return;
-    }
-    writer_->Wake();
-    for (auto& [waiting, status] : cut) {
-      if (!status.ok()) waiting.task.reset();
-      if (status.ok()) {
-        waiting.done(std::unique_ptr<SaveOperation>(std::move(waiting.task)));
-      } else {
-        waiting.done(status);
-      }
-    }
-  }
-}
 
 void StoreImpl::OnSegmentCreated(const SegmentInfo& segment) {
   if (state_.disk.device) state_.disk.device->RegisterMemory(segment.memory);

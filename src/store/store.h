@@ -55,6 +55,10 @@ struct StoreOptions {
   double high_watermark = 0.95;
   double low_watermark = 0.90;
   double max_pinned_share = 0.5;
+  // What hints may bring from disk ahead of its use: share of the host tier, and a budget (0:
+  // none).
+  double prefetch_share = 0.25;
+  uint64_t prefetch_bytes_per_second = 0;
   uint32_t max_sessions = kMaxSessions;
   absl::Duration default_ttl = absl::InfiniteDuration();
   Clock* clock = Clock::System();

@@ -1,9 +1,11 @@
 // The store's implementation: one class, its methods by theme in
-//   store.cc         opening, closing, tenants, layouts, the housekeeping thread
+//   store.cc         opening, closing, tenants, layouts
+//   housekeeping.cc  the housekeeping thread
 //   save_path.cc     a save from plan to commit
 //   import_path.cc   the same for the chunks of a session file
 //   restore_path.cc  a restore from match to last layer (mirror image of save_path.cc)
 //   chunk_load.cc    the loads from disk that restores share
+//   prefetch_path.cc loads that nobody waits for yet
 //   session_ops.cc   fork, truncate, rename, drop, pin, time to live, list, show
 //   explain.cc       explain and tree
 //   verify.cc        online check of every byte
@@ -137,6 +139,15 @@ class StoreImpl final : public Store, private SegmentObserver {
   // Null when there is no room for it, or when it cannot be joined any more.
   std::shared_ptr<ChunkLoad> JoinOrStartLoad(ChunkIndex chunk, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::shared_ptr<ChunkLoad> StartLoad(ChunkIndex chunk, SlotRef slot, RestoreJob* job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void EndDiskReads(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  // Takes up what the placement wants prefetched; each job is to be run without the lock.
+  std::vector<std::shared_ptr<RestoreJob>> StartPrefetches()
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::shared_ptr<RestoreJob> StartPrefetch(ChunkIndex chunk)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void RunPrefetch(const std::shared_ptr<RestoreJob>& job) ABSL_LOCKS_EXCLUDED(state_.mu);
   void LeaveLoad(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void EndLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <random>
 #include <set>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -28,10 +30,11 @@ uint64_t NumberFrom(const char* variable, uint64_t otherwise) {
 // A store that does what the placement says, kept apart from the placement's own books.
 class Simulation {
  public:
-  Simulation(const PlacementOptions& options, uint64_t seed)
+  Simulation(const PlacementOptions& options, uint64_t seed, std::string_view policy = "lru")
       : options_(options),
         random_(seed),
-        placement_(options, *MakePolicy("lru"), *MakePolicy("lru")),
+        looks_ahead_(policy == "look_ahead"),
+        placement_(options, *MakePolicy(policy), *MakePolicy(policy)),
         chunks_(kChunks) {
     for (Chunk& chunk : chunks_) chunk.bytes = kBlockBytes * (1 + random_() % 8);
   }
@@ -41,7 +44,7 @@ class Simulation {
     now_ns_ += 1 + static_cast<int64_t>(random_() % 1000);
     const auto index = static_cast<ChunkIndex>(random_() % kChunks);
     Chunk& chunk = chunks_[index];
-    switch (random_() % 14) {
+    switch (random_() % 18) {
       case 0:
       case 1:
       case 2:
@@ -76,6 +79,17 @@ class Simulation {
       case 12:
         Lose(index);
         break;
+      case 13:
+      case 14:
+        Expect(index);
+        break;
+      case 15:
+        AnswerPrefetch(random_() % 8 != 0);
+        break;
+      case 16:
+        readers_ = 1 - readers_;
+        Send({.kind = readers_ == 1 ? Kind::kDiskReadsBegin : Kind::kDiskReadsEnd});
+        break;
       default:
         if (options_.disk_capacity_bytes > 0) Send({.kind = Kind::kWriteWanted, .chunk = index});
         break;
@@ -85,6 +99,11 @@ class Simulation {
 
   // Answers what is under way, unpins, and asks for all of the memory back.
   bool Drain() {
+    for (ChunkIndex i = 0; i < kChunks; ++i) {
+      chunks_[i].next_use = kNoExpectedUse;
+      Send({.kind = Kind::kExpected, .chunk = i});
+    }
+    while (!prefetching_.empty()) AnswerPrefetch(true);
     while (!writing_.empty()) AnswerWrite(true);
     for (ChunkIndex i = 0; i < kChunks; ++i) {
       Chunk& chunk = chunks_[i];
@@ -106,26 +125,63 @@ class Simulation {
   const Placement& placement() const { return placement_; }
   uint64_t evictions() const { return evictions_; }
   uint64_t writes() const { return writes_; }
+  uint64_t prefetches() const { return prefetches_; }
 
  private:
   struct Chunk {
     uint64_t bytes = 0;
     bool in_host = false, on_disk = false, writing = false;
     bool host_pinned = false, disk_pinned = false, pinned = false, held = false;
+    bool prefetching = false;
+    int64_t next_use = kNoExpectedUse;
   };
 
   void Send(PlacementEvent event) {
     event.now_ns = now_ns_;
     std::vector<PlacementAction> actions;
     placement_.Handle(event, &actions);
-    for (const PlacementAction& action : actions) Obey(action, event);
+    std::vector<ChunkIndex> made_room;  // for the prefetch that follows
+    for (const PlacementAction& action : actions) {
+      if (action.reason == PlacementAction::Reason::kPrefetch) made_room.push_back(action.chunk);
+      if (action.kind == Action::kPrefetch) {
+        for (const ChunkIndex victim : made_room) {
+          EXPECT_GT(chunks_[victim].next_use, chunks_[action.chunk].next_use)
+              << "a prefetch evicted what is needed sooner";
+        }
+        made_room.clear();
+      }
+      Obey(action);
+    }
   }
 
-  void Obey(const PlacementAction& action, const PlacementEvent& cause) {
+  // Nothing that a job in the queue waits for leaves the host tier while something else may.
+  void CheckOrder(const PlacementAction& action) {
+    if (!looks_ahead_ || action.reason != PlacementAction::Reason::kWatermark) return;
+    if (chunks_[action.chunk].next_use == kNoExpectedUse) return;
+    for (ChunkIndex i = 0; i < kChunks; ++i) {
+      const Chunk& chunk = chunks_[i];
+      const bool may_go = chunk.in_host && !chunk.pinned && !chunk.host_pinned && !chunk.writing &&
+                          !chunk.held && chunk.next_use == kNoExpectedUse;
+      EXPECT_FALSE(may_go) << "chunk " << action.chunk << " of the queue went, " << i << " stayed";
+    }
+  }
+
+  void Obey(const PlacementAction& action) {
     Chunk& chunk = chunks_[action.chunk];
     log_.push_back(fmt::format("{}:{}:{}", static_cast<int>(action.kind), action.chunk,
                                static_cast<int>(action.reason)));
     switch (action.kind) {
+      case Action::kPrefetch:
+        EXPECT_TRUE(chunk.on_disk && !chunk.in_host && !chunk.prefetching);
+        EXPECT_EQ(readers_, 0) << "a prefetch began beside a restore's reads";
+        chunk.prefetching = true;
+        host_bytes_ += chunk.bytes;
+        prefetching_.push_back(action.chunk);
+        ++prefetches_;
+        break;
+      case Action::kCancelPrefetch:
+        EXPECT_TRUE(chunk.prefetching);
+        break;
       case Action::kWriteToDisk:
         EXPECT_TRUE(chunk.in_host)
             << "a write of chunk " << action.chunk << ", which is not in host";
@@ -139,11 +195,13 @@ class Simulation {
         EXPECT_FALSE(chunk.host_pinned) << "evicted while a restore reads it";
         EXPECT_FALSE(chunk.pinned) << "evicted though pinned";
         EXPECT_FALSE(chunk.held && !chunk.on_disk) << "the last copy of what a save relies on";
+        CheckOrder(action);
         chunk.in_host = false;
         host_bytes_ -= chunk.bytes;
         ++evictions_;
         break;
       case Action::kEvictDisk:
+        EXPECT_FALSE(chunk.prefetching) << "evicted while a prefetch reads it";
         EXPECT_TRUE(chunk.on_disk);
         EXPECT_FALSE(chunk.disk_pinned) << "evicted while it is read";
         EXPECT_FALSE(chunk.pinned) << "evicted though pinned";
@@ -153,13 +211,12 @@ class Simulation {
         ++evictions_;
         break;
     }
-    (void)cause;
   }
 
   // As the store does it: a slot is had only when the arena, here the cap, has room.
   void Fill(ChunkIndex index) {
     Chunk& chunk = chunks_[index];
-    if (chunk.in_host) return;
+    if (chunk.in_host || chunk.prefetching) return;
     for (int round = 0; host_bytes_ + chunk.bytes > options_.host_capacity_bytes; ++round) {
       if (round == 4) return;
       Send({.kind = Kind::kHostSpaceNeeded, .bytes = chunk.bytes});
@@ -186,6 +243,28 @@ class Simulation {
       disk_bytes_ += chunk.bytes;
     }
     Send({.kind = well ? Kind::kDiskWritten : Kind::kDiskWriteFailed, .chunk = index});
+  }
+
+  void AnswerPrefetch(bool well) {
+    if (prefetching_.empty()) return;
+    const size_t which = random_() % prefetching_.size();
+    const ChunkIndex index = prefetching_[which];
+    prefetching_.erase(prefetching_.begin() + static_cast<int64_t>(which));
+    Chunk& chunk = chunks_[index];
+    chunk.prefetching = false;
+    if (well && chunk.on_disk) {
+      chunk.in_host = true;
+      return Send({.kind = Kind::kHostFilled, .chunk = index, .bytes = chunk.bytes});
+    }
+    host_bytes_ -= chunk.bytes;
+    Send({.kind = Kind::kHostUnreserved, .bytes = chunk.bytes});
+    Send({.kind = Kind::kPrefetchFailed, .chunk = index});
+  }
+
+  void Expect(ChunkIndex index) {
+    Chunk& chunk = chunks_[index];
+    chunk.next_use = random_() % 3 == 0 ? kNoExpectedUse : static_cast<int64_t>(random_() % 100);
+    Send({.kind = Kind::kExpected, .chunk = index, .next_use = chunk.next_use});
   }
 
   void Toggle(bool& flag, Kind on, Kind off, ChunkIndex index) {
@@ -224,25 +303,43 @@ class Simulation {
     EXPECT_LE(placement_.host().used_bytes, options_.host_capacity_bytes);
     EXPECT_LE(placement_.disk().used_bytes, options_.disk_capacity_bytes);
     EXPECT_LE(placement_.host().leaving_bytes, placement_.host().used_bytes);
+    const Placement::PrefetchUsage prefetch = placement_.prefetch();
+    EXPECT_LE(prefetch.in_flight_bytes + prefetch.unused_bytes, options_.prefetch_bytes);
+    EXPECT_EQ(prefetch.begun, prefetches_);
+    uint64_t prefetching_bytes = 0;
+    for (const ChunkIndex index : prefetching_) prefetching_bytes += chunks_[index].bytes;
+    EXPECT_EQ(prefetch.in_flight_bytes, prefetching_bytes);
     return !::testing::Test::HasFailure();
   }
 
   const PlacementOptions options_;
   std::mt19937_64 random_;
+  const bool looks_ahead_;
   Placement placement_;
   std::vector<Chunk> chunks_;
   std::vector<ChunkIndex> writing_;
+  std::vector<ChunkIndex> prefetching_;
   std::vector<std::string> log_;
   uint64_t host_bytes_ = 0;
   uint64_t disk_bytes_ = 0;
   uint64_t evictions_ = 0;
   uint64_t writes_ = 0;
+  uint64_t prefetches_ = 0;
+  int readers_ = 0;
   int64_t now_ns_ = 0;
 };
 
 std::vector<PlacementOptions> AllOptions() {
   const uint64_t host = 300 * kBlockBytes;
-  return {{.host_capacity_bytes = host},
+  return {{.host_capacity_bytes = host,
+           .disk_capacity_bytes = 900 * kBlockBytes,
+           .prefetch_bytes = 60 * kBlockBytes},
+          {.host_capacity_bytes = host,
+           .disk_capacity_bytes = 2000 * kBlockBytes,
+           .write_through = true,
+           .prefetch_bytes = host,
+           .prefetch_in_flight_bytes = 20 * kBlockBytes},
+          {.host_capacity_bytes = host},
           {.host_capacity_bytes = host, .disk_capacity_bytes = 900 * kBlockBytes},
           {.host_capacity_bytes = host,
            .disk_capacity_bytes = 900 * kBlockBytes,
@@ -259,13 +356,13 @@ std::vector<PlacementOptions> AllOptions() {
 
 TEST(PlacementSimulation, RandomEventsNeverBreakAPromise) {
   uint64_t next_seed = NumberFrom("TURNKEEP_SEED", 1);
-  const uint64_t steps = NumberFrom("TURNKEEP_STEPS", 300'000);
+  const uint64_t steps = NumberFrom("TURNKEEP_STEPS", 250'000);
   for (const PlacementOptions& options : AllOptions()) {
     const uint64_t seed = next_seed++ * 1000;
     SCOPED_TRACE(fmt::format("TURNKEEP_SEED of this run: {}, disk {} blocks, write through {}",
                              seed, options.disk_capacity_bytes / kBlockBytes,
                              options.write_through));
-    Simulation simulation(options, seed);
+    Simulation simulation(options, seed, seed / 1000 % 2 == 0 ? "lru" : "look_ahead");
     for (uint64_t step = 0; step < steps; ++step) {
       if (!simulation.Step()) {
         ADD_FAILURE() << "at step " << step;
@@ -273,17 +370,22 @@ TEST(PlacementSimulation, RandomEventsNeverBreakAPromise) {
       }
     }
     EXPECT_TRUE(simulation.Drain());
-    EXPECT_GT(simulation.evictions(), steps / 100);
+    EXPECT_GT(simulation.evictions(), steps / 200);
     if (options.disk_capacity_bytes > 0) {
       EXPECT_GT(simulation.writes(), 0u);
     }
+    EXPECT_EQ(simulation.prefetches() > 100, options.prefetch_bytes > 0);
   }
 }
 
 TEST(PlacementSimulation, TheSameEventsGiveTheSameActions) {
+  const std::string_view policies[] = {"lru", "fifo", "s3_fifo", "gdsf", "look_ahead", "next_use"};
+  uint64_t turn = 0;
   for (const PlacementOptions& options : AllOptions()) {
-    Simulation one(options, 42);
-    Simulation two(options, 42);
+    const std::string_view policy = policies[turn++ % std::size(policies)];
+    SCOPED_TRACE(policy);
+    Simulation one(options, 42, policy);
+    Simulation two(options, 42, policy);
     for (int step = 0; step < 20'000; ++step) {
       ASSERT_TRUE(one.Step());
       ASSERT_TRUE(two.Step());

@@ -50,6 +50,15 @@ void Cache::Run(int64_t now_ns) {
         placement_->Handle({.kind = Kind::kDiskWritten, .chunk = action.chunk, .now_ns = now_ns},
                            &actions_);
         break;
+      case PlacementAction::Kind::kPrefetch:
+        placement_->Handle({.kind = Kind::kHostFilled,
+                            .chunk = action.chunk,
+                            .bytes = bytes_of_[action.chunk],
+                            .now_ns = now_ns},
+                           &actions_);
+        break;
+      case PlacementAction::Kind::kCancelPrefetch:
+        break;
       case PlacementAction::Kind::kEvictHost:
       case PlacementAction::Kind::kEvictDisk:
         if (!placement_->InHost(action.chunk) && !placement_->OnDisk(action.chunk)) {

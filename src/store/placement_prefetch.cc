@@ -1,0 +1,151 @@
+// Placement's prefetches: CachedAttention's scheduler-aware fetching (arXiv 2403.19708, section
+// 3.3.1) by chunks. The paper's window is host bytes for prefetch / mean session bytes, in jobs;
+// ours is the same bytes, filled in the order of the next use.
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/units.h"
+#include "store/placement.h"
+
+namespace turnkeep {
+
+namespace {
+
+// How many chunks one search for a victim looks at.
+constexpr uint32_t kVictimScan = 256;
+// A budget that lay idle saves up this much.
+constexpr double kBudgetSeconds = 1;
+
+}  // namespace
+
+bool Placement::HandlePrefetch(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
+  using Kind = PlacementEvent::Kind;
+  switch (event.kind) {
+    case Kind::kExpected:
+      Expected(event, actions);
+      return true;
+    case Kind::kPrefetchFailed:
+      // A save may have brought the chunk meanwhile.
+      if (Has(event.chunk, kPrefetching)) EndPrefetch(event.chunk);
+      ++prefetch_.failed;
+      Consider(event.chunk);
+      return true;
+    case Kind::kDiskReadsBegin:
+      ++disk_readers_;
+      return true;
+    case Kind::kDiskReadsEnd:
+      TK_CHECK(disk_readers_ > 0);
+      --disk_readers_;
+      return true;
+    case Kind::kTick:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Not after events that ask for room: what they freed is theirs.
+bool Placement::MayPrefetchAfter(PlacementEvent::Kind kind) {
+  using Kind = PlacementEvent::Kind;
+  return kind == Kind::kExpected || kind == Kind::kPrefetchFailed || kind == Kind::kDiskReadsEnd ||
+         kind == Kind::kTick || kind == Kind::kTouched || kind == Kind::kHostFilled;
+}
+
+void Placement::Expected(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
+  host_policy_->Expect(event.chunk, event.next_use);
+  disk_policy_->Expect(event.chunk, event.next_use);
+  State& state = At(event.chunk);
+  if (state.next_use == event.next_use) return;
+  wanted_.erase({state.next_use, event.chunk});
+  state.next_use = event.next_use;
+  state.flags = static_cast<uint8_t>(state.flags & ~kTried);
+  if (event.next_use == kNoExpectedUse && (state.flags & kPrefetching)) {
+    actions->push_back({.kind = PlacementAction::Kind::kCancelPrefetch, .chunk = event.chunk});
+  }
+  Consider(event.chunk);
+}
+
+void Placement::EndPrefetch(ChunkIndex chunk) {
+  State& state = states_[chunk];
+  state.flags = static_cast<uint8_t>(state.flags & ~kPrefetching);
+  prefetch_.in_flight_bytes -= BytesOf(chunk);
+}
+
+// A prefetched chunk was used, or leaves the host tier.
+void Placement::NoteUse(ChunkIndex chunk, bool used) {
+  if (!Has(chunk, kPrefetched)) return;
+  State& state = states_[chunk];
+  state.flags = static_cast<uint8_t>(state.flags & ~kPrefetched);
+  prefetch_.unused_bytes -= BytesOf(chunk);
+  ++(used ? prefetch_.used : prefetch_.wasted);
+}
+
+// Enters the chunk among the wanted or takes it out.
+void Placement::Consider(ChunkIndex chunk) {
+  const State& state = states_[chunk];
+  if (state.next_use == kNoExpectedUse) return;
+  const bool only_on_disk = (state.flags & (kInHost | kOnDisk)) == kOnDisk;
+  if (only_on_disk && (state.flags & (kPrefetching | kTried)) == 0) {
+    wanted_.emplace(state.next_use, chunk);
+  } else {
+    wanted_.erase({state.next_use, chunk});
+  }
+}
+
+void Placement::Pump(int64_t now_ns, std::vector<PlacementAction>* actions) {
+  if (options_.prefetch_bytes == 0 || disk_readers_ > 0 || wanted_.empty()) return;
+  const double rate = static_cast<double>(options_.prefetch_bytes_per_second);
+  if (rate > 0 && now_ns > budget_ns_) {
+    const double seconds = static_cast<double>(now_ns - budget_ns_) * 1e-9;
+    budget_bytes_ = std::min(budget_bytes_ + rate * seconds, rate * kBudgetSeconds);
+    budget_ns_ = now_ns;
+  }
+  while (!wanted_.empty()) {
+    const ChunkIndex chunk = wanted_.begin()->second;
+    const uint64_t bytes = BytesOf(chunk);
+    const uint64_t in_flight = prefetch_.in_flight_bytes;
+    if (in_flight + prefetch_.unused_bytes + bytes > options_.prefetch_bytes) return;
+    if (in_flight > 0 && in_flight + bytes > options_.prefetch_in_flight_bytes) return;
+    // A chunk larger than a full budget takes all of it.
+    if (rate > 0 && budget_bytes_ < std::min(static_cast<double>(bytes), rate * kBudgetSeconds)) {
+      return;
+    }
+    if (!MakeRoomFor(chunk, actions)) return;
+    wanted_.erase(wanted_.begin());
+    states_[chunk].flags |= kPrefetching | kTried;
+    host_.used_bytes += bytes;
+    prefetch_.in_flight_bytes += bytes;
+    ++prefetch_.begun;
+    budget_bytes_ -= rate > 0 ? static_cast<double>(bytes) : 0;
+    actions->push_back({.kind = PlacementAction::Kind::kPrefetch, .chunk = chunk});
+  }
+}
+
+bool Placement::MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* actions) {
+  const uint64_t bytes = BytesOf(chunk);
+  const int64_t next_use = states_[chunk].next_use;
+  // What is between the watermarks is left to saves and restores.
+  const auto limit =
+      static_cast<uint64_t>(static_cast<double>(host_.capacity_bytes) * options_.low_watermark);
+  while (host_.used_bytes + bytes > limit) {
+    const ChunkIndex victim = host_policy_->FindVictim(
+        [&](ChunkIndex c) {
+          return OnDisk(c) && HostEvictable(c) && states_[c].next_use > next_use;
+        },
+        kVictimScan);
+    if (victim == kNoChunk) return false;
+    DropHost(victim);
+    actions->push_back({.kind = PlacementAction::Kind::kEvictHost,
+                        .chunk = victim,
+                        .reason = PlacementAction::Reason::kPrefetch});
+  }
+  return true;
+}
+
+Placement::PrefetchUsage Placement::prefetch() const {
+  PrefetchUsage usage = prefetch_;
+  usage.waiting_count = wanted_.size();
+  return usage;
+}
+
+}  // namespace turnkeep
