@@ -81,6 +81,7 @@ class StoreImpl final : public Store, private SegmentObserver {
   friend class RestoreTask;
   friend class RestoreJob;
   friend class IndexLoader;
+  friend class PrefetchProbe;  // a test's
 
   using SaveDone = std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)>;
   struct WaitingSave {
