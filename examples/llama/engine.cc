@@ -33,6 +33,9 @@ Engine::Engine(const Model* model, const Options& options)
       pool_(options.threads),
       gemm_(&pool_, ShapesOf(model->config())),
       rope_(model->config().head_dim(), kRopeTheta),
+      raw_rotation_(
+          Rotation::Apply(RopeOf({.head_dim = model->config().head_dim(), .keep_raw_keys = true}),
+                          0, model->config().context)),
       attention_(&pool_) {
   const ModelConfig& c = model->config();
   for (uint32_t position = 0; position < c.context; ++position) {
@@ -163,13 +166,15 @@ void Engine::StoreKv(uint32_t layer, const Row& row, float* key, const float* va
   const PagedKvCache::Options& cache = row.sequence->cache()->options();
   const std::vector<float>& angles = angles_[row.position];
   Rope::Rotate(angles, query, c.heads, c.head_dim());
+  std::byte* const rotated = row.sequence->At(Plane::kKeys, layer, row.position);
   if (cache.keep_raw_keys) {
-    std::byte* raw = row.sequence->At(Plane::kRawKeys, layer, row.position);
+    std::byte* const raw = row.sequence->At(Plane::kRawKeys, layer, row.position);
     StoreRow(key, cache.dtype, raw, c.kv_dim());
-    LoadRow(raw, cache.dtype, key, c.kv_dim());
+    RotateRaw(cache, row.position, raw, rotated);
+  } else {
+    Rope::Rotate(angles, key, c.kv_heads, c.head_dim());
+    StoreRow(key, cache.dtype, rotated, c.kv_dim());
   }
-  Rope::Rotate(angles, key, c.kv_heads, c.head_dim());
-  StoreRow(key, cache.dtype, row.sequence->At(Plane::kKeys, layer, row.position), c.kv_dim());
   StoreRow(value, cache.dtype, row.sequence->At(Plane::kValues, layer, row.position), c.kv_dim());
 }
 
@@ -271,44 +276,43 @@ void Engine::RunFeedForward(uint32_t layer, size_t count, float* x) {
   for (size_t i = 0; i < count * c.dim; ++i) x[i] += projected_[i];
 }
 
+RopeSpec Engine::RopeOf(const PagedKvCache::Options& cache) const {
+  return {.pairing = RopePairing::kAdjacent,
+          .rotary_dim = cache.head_dim,
+          .inv_freq = rope_.inv_freq(),
+          .key_state = cache.keep_raw_keys ? KeyState::kRaw : KeyState::kRotated};
+}
+
 void Engine::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
                       uint64_t drop_end) const {
   TK_CHECK(drop_begin <= drop_end && drop_end <= token_count);
+  const BlockTable& table = sequence->table();
+  const PagedKvCache::Options& cache = table.cache->options();
+  const int64_t shift = static_cast<int64_t>(drop_begin) - static_cast<int64_t>(drop_end);
+  const Rotation rotation = bake_positions_ ? Rotation() : Rotation::Shift(RopeOf(cache), shift);
   for (uint32_t layer = 0; layer < model_->config().layers; ++layer) {
     for (uint64_t from = drop_end; from < token_count; ++from) {
       const uint64_t to = drop_begin + (from - drop_end);
-      const BlockTable& table = sequence->table();
-      if (table.cache->options().keep_raw_keys) {
-        PlaceKey(table, layer, to, table.At(Plane::kRawKeys, layer, from), 0);
+      std::byte* const key = table.At(Plane::kKeys, layer, to);
+      if (cache.keep_raw_keys) {
+        std::byte* const raw = table.At(Plane::kRawKeys, layer, to);
+        std::memmove(raw, table.At(Plane::kRawKeys, layer, from), table.cache->row_bytes());
+        RotateRaw(cache, to, raw, key);
       } else {
-        PlaceKey(table, layer, to, table.At(Plane::kKeys, layer, from), from);
+        rotation.Rotate(cache.dtype, cache.kv_heads, cache.head_dim, 0, 1,
+                        table.At(Plane::kKeys, layer, from), key);
       }
-      std::memcpy(table.At(Plane::kValues, layer, to), table.At(Plane::kValues, layer, from),
-                  table.cache->row_bytes());
+      std::memmove(table.At(Plane::kValues, layer, to), table.At(Plane::kValues, layer, from),
+                   table.cache->row_bytes());
     }
   }
   sequence->Shrink(token_count - (drop_end - drop_begin));
 }
 
-void Engine::PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token,
-                      const std::byte* stored, uint64_t stored_position) const {
-  const ModelConfig& c = model_->config();
-  const PagedKvCache::Options& cache = table.cache->options();
-  std::byte* target = table.At(Plane::kKeys, layer, token);
-  if (!cache.keep_raw_keys && (stored_position == token || bake_positions_)) {
-    std::memmove(target, stored, table.cache->row_bytes());
-    return;
-  }
-  std::vector<float> key(c.kv_dim());
-  LoadRow(stored, cache.dtype, key.data(), key.size());
-  if (cache.keep_raw_keys) {
-    std::memmove(table.At(Plane::kRawKeys, layer, token), stored, table.cache->row_bytes());
-    Rope::Rotate(angles_[token], key.data(), c.kv_heads, c.head_dim());
-  } else {
-    const int64_t shift = static_cast<int64_t>(token) - static_cast<int64_t>(stored_position);
-    Rope::Rotate(rope_.Angles(shift), key.data(), c.kv_heads, c.head_dim());
-  }
-  StoreRow(key.data(), cache.dtype, target, key.size());
+void Engine::RotateRaw(const PagedKvCache::Options& cache, uint64_t token, const std::byte* raw,
+                       std::byte* key) const {
+  raw_rotation_.Rotate(cache.dtype, cache.kv_heads, cache.head_dim, static_cast<uint32_t>(token), 1,
+                       raw, key);
 }
 
 uint32_t Greedy(std::span<const float> logits) {

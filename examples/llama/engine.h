@@ -24,6 +24,7 @@
 
 #include "core/thread_pool.h"
 #include "kernels/attention_cpu.h"
+#include "kernels/rope.h"
 #include "llama/gemm.h"
 #include "llama/model.h"
 #include "llama/paged_kv_cache.h"
@@ -95,10 +96,10 @@ class Engine {
   void Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
                 uint64_t drop_end) const;
 
-  // Puts one token's key as it was stored (raw, or rotated for `stored_position`) where
-  // attention reads it, right for index `token`. Thread-safe for different (layer, token).
-  void PlaceKey(const BlockTable& table, uint32_t layer, uint64_t token, const std::byte* stored,
-                uint64_t stored_position) const;
+  // How keys of a cache of these options are rotated and stored.
+  RopeSpec RopeOf(const PagedKvCache::Options& cache) const;
+  // For tests; see Options.
+  bool bake_positions() const { return bake_positions_; }
 
   // Rows that go through a layer's matrices together; bounds the scratch memory.
   static constexpr size_t kMaxBatchRows = 256;
@@ -111,6 +112,9 @@ class Engine {
   void RunLayer(uint32_t layer, std::span<const Row> rows, float* x);
   void ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x);
   void StoreKv(uint32_t layer, const Row& row, float* key, const float* value, float* query);
+  // The key of `token` that attention reads, of the raw one as it is stored.
+  void RotateRaw(const PagedKvCache::Options& cache, uint64_t token, const std::byte* raw,
+                 std::byte* key) const;
   void RunAttention(uint32_t layer, std::span<const Row> rows);
   void RunPlan(uint32_t layer, const PagedKvCache& cache);
   void RunFeedForward(uint32_t layer, size_t count, float* x);
@@ -120,6 +124,9 @@ class Engine {
   ThreadPool pool_;
   Gemm gemm_;
   Rope rope_;
+  // Raw keys of every position of the context, rotated by src/kernels so that a restore gives the
+  // same bits.
+  const Rotation raw_rotation_;
   std::vector<std::vector<float>> angles_;  // of every position of the context
 
   CpuAttention attention_;

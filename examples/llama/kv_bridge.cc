@@ -1,5 +1,6 @@
 #include "llama/kv_bridge.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/check.h"
@@ -7,67 +8,95 @@
 
 namespace turnkeep::llama {
 
-KvLayout LayoutOf(const Model& model, const Rope& rope, const PagedKvCache::Options& cache,
-                  uint32_t chunk_tokens) {
+KvLayout LayoutOf(const Engine& engine, const PagedKvCache::Options& cache, uint32_t chunk_tokens) {
   KvLayout layout;
-  layout.model = model.name();
-  layout.weights_revision = model.revision();
+  layout.model = engine.model().name();
+  layout.weights_revision = engine.model().revision();
   layout.chunk_tokens = chunk_tokens;
-  layout.rope = {.pairing = RopePairing::kAdjacent,
-                 .rotary_dim = cache.head_dim,
-                 .inv_freq = rope.inv_freq(),
-                 .key_state = cache.keep_raw_keys ? KeyState::kRaw : KeyState::kRotated};
+  layout.rope = engine.RopeOf(cache);
   layout.layers.assign(cache.layers, LayerSpec::Full(cache.kv_heads, cache.head_dim, cache.dtype));
   return layout;
 }
 
-// One run through the layers: holds each layer back until its restored part is there,
-// and hands it to the saver afterwards.
+// One run through the layers: each is waited for just before it is computed, and leaves right
+// after.
 class KvBridge::LayerPass : public LayerObserver {
  public:
-  LayerPass(LayerLoader* loader, LayerSaver* saver, uint64_t start)
-      : loader_(loader), saver_(saver), start_(start) {}
+  LayerPass(LayerRestore* restore, LayerSave* save, DeviceStream* compute, uint64_t start)
+      : restore_(restore), save_(save), compute_(compute), start_(start) {}
 
   bool lost_tokens() const { return lost_tokens_; }
+  // Of the device, in either direction.
+  const absl::Status& restore_status() const { return restore_status_; }
+  const absl::Status& save_status() const { return save_status_; }
 
   absl::Status BeforeLayer(uint32_t layer) override {
-    if (loader_ == nullptr || loader_->Wait(layer) >= start_) return absl::OkStatus();
+    if (restore_ == nullptr) return absl::OkStatus();
+    const absl::StatusOr<uint64_t> tokens = restore_->WaitLayer(layer, *compute_);
+    restore_status_ = tokens.ok() ? compute_->Synchronize() : tokens.status();
+    if (restore_status_.ok() && *tokens >= start_) return absl::OkStatus();
     lost_tokens_ = true;
     return absl::AbortedError("restored tokens were lost");
   }
   void AfterLayer(uint32_t layer) override {
-    if (saver_ != nullptr) saver_->LayersReady(layer + 1);
+    if (save_ != nullptr && save_status_.ok())
+      save_status_ = save_->LayerComputed(layer, *compute_);
   }
 
  private:
-  LayerLoader* const loader_;
-  LayerSaver* const saver_;
+  LayerRestore* const restore_;
+  LayerSave* const save_;
+  DeviceStream* const compute_;
   const uint64_t start_;
   bool lost_tokens_ = false;
+  absl::Status restore_status_;
+  absl::Status save_status_;
 };
+
+PagedPlane PlaneOf(PagedKvCache* cache, Plane plane, uint32_t layer) {
+  const PagedKvCache::Options& o = cache->options();
+  const uint64_t token = uint64_t{o.kv_heads} * o.head_dim;
+  return {.base = cache->Page(plane, layer, 0),
+          .element_bytes = DTypeBytes(o.dtype),
+          .page_tokens = o.page_tokens,
+          .heads = o.kv_heads,
+          .dim = o.head_dim,
+          .page_stride = token * o.page_tokens,
+          .token_stride = token,
+          .head_stride = o.head_dim,
+          .block_dim = o.head_dim};
+}
 
 KvBridge::KvBridge(KvStore* store, Engine* engine, Options options)
     : store_(store), engine_(engine), options_(std::move(options)) {}
 
 KvBridge::~KvBridge() { (void)Finish(); }
 
-bool KvBridge::Greet(const Sequence& sequence) {
-  const KvLayout layout = LayoutOf(engine_->model(), engine_->rope(), sequence.cache()->options(),
-                                   options_.chunk_tokens);
-  const absl::StatusOr<Fingerprint> registered = store_->RegisterLayout(layout);
-  if (!registered.ok()) {
-    options_.log(fmt::format("no store: {}", MessageOf(registered.status())));
-    return false;
+absl::Status KvBridge::Greet(const Sequence& sequence) {
+  if (compute_ == nullptr) {
+    TK_ASSIGN_OR_RETURN(compute_, device_.NewStream());
   }
-  layout_ = *registered;
+  kv_layout_ = LayoutOf(*engine_, sequence.cache()->options(), options_.chunk_tokens);
+  TK_ASSIGN_OR_RETURN(layout_, store_->RegisterLayout(kv_layout_));
   const absl::StatusOr<SessionInfo> info = store_->StatSession(options_.session);
-  if (!info.ok() && !absl::IsNotFound(info.status())) {
-    options_.log(fmt::format("no store: {}", MessageOf(info.status())));
-    return false;
-  }
+  if (!info.ok() && !absl::IsNotFound(info.status())) return info.status();
   generation_ = info.ok() ? info->generation : 0;
   saved_tokens_ = 0;
-  return true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<CpuPageMover>> KvBridge::MakeMover(const Sequence& sequence) const {
+  PagedKvCache* const cache = sequence.cache();
+  const bool raw = cache->options().keep_raw_keys;
+  CpuPageMoverOptions options{.layout = kv_layout_, .pages = sequence.table().pages};
+  if (engine_->bake_positions() && !raw) options.layout.rope.pairing = RopePairing::kNone;
+  for (uint32_t layer = 0; layer < cache->options().layers; ++layer) {
+    EngineLayer planes{.planes = {.keys = PlaneOf(cache, Plane::kKeys, layer),
+                                  .values = PlaneOf(cache, Plane::kValues, layer)}};
+    if (raw) planes.raw_keys = PlaneOf(cache, Plane::kRawKeys, layer);
+    options.layers.push_back(planes);
+  }
+  return CpuPageMover::Make(std::move(options));
 }
 
 absl::StatusOr<KvBridge::Report> KvBridge::Prefill(Sequence* sequence,
@@ -76,29 +105,22 @@ absl::StatusOr<KvBridge::Report> KvBridge::Prefill(Sequence* sequence,
   (void)Finish();
   if (context.empty()) return InvalidArgument("prefill: no tokens");
   TK_RETURN_IF_ERROR(sequence->Reserve(context.size()));
-  usable_ = Greet(*sequence);
+  const absl::Status greeted = Greet(*sequence);
+  usable_ = greeted.ok();
+  if (!usable_) options_.log(fmt::format("no store: {}", MessageOf(greeted)));
   miss_reason_ = usable_ ? "" : "no store";
   if (usable_) BeginLoad(*sequence, context);
   Report report;
   uint64_t start = 0;
   const absl::Status status = RunPasses(sequence, context, logits, &start, &report);
-  if (loader_ != nullptr) {
-    report.restored_host_tokens = loader_->TokensFrom(Tier::kHost, start);
-    report.restored_disk_tokens = loader_->TokensFrom(Tier::kDisk, start);
-    const std::string trouble = loader_->trouble();
-    if (!trouble.empty()) {
-      options_.log("restore cut short: " + trouble);
-      miss_reason_ = trouble;
-    }
-    loader_.reset();
-  }
+  EndRestore(start, &report);
   if (!status.ok()) {
-    saver_.reset();
+    saving_.reset();
     return status;
   }
   report.computed_tokens = context.size() - start;
   report.miss_reason = miss_reason_;
-  if (saver_ != nullptr) saver_->Commit(options_.commit_deadline);
+  BeginCommit();
   return report;
 }
 
@@ -108,15 +130,41 @@ absl::StatusOr<KvBridge::Report> KvBridge::Prefill(Sequence* sequence,
 absl::Status KvBridge::RunPasses(Sequence* sequence, std::span<const uint32_t> context,
                                  std::span<float> logits, uint64_t* start, Report* report) {
   while (true) {
-    *start = loader_ != nullptr ? loader_->tokens() : 0;
+    *start = restore_ != nullptr ? restore_->token_count() : 0;
     if (usable_) BeginSave(*sequence, context);
-    LayerPass pass(loader_.get(), saver_.get(), *start);
+    LayerPass pass(restore_.get(), saving_ ? saving_->save.get() : nullptr, compute_.get(), *start);
     const absl::Status status =
         engine_->Prefill(sequence, context.subspan(*start), *start, &pass, logits);
+    if (!pass.save_status().ok()) {
+      saving_.reset();
+      SaveFailed(pass.save_status());
+    }
     if (!pass.lost_tokens()) return status;
-    saver_.reset();  // abandoned: its layers are about to be computed again
+    saving_.reset();  // abandoned: its layers are about to be computed again
     ++report->restarts;
+    if (!pass.restore_status().ok()) {
+      miss_reason_ = MessageOf(pass.restore_status());
+      options_.log(fmt::format("restore: {}", miss_reason_));
+      restore_.reset();
+    }
   }
+}
+
+// `tokens` of what was restored are used.
+void KvBridge::EndRestore(uint64_t tokens, Report* report) {
+  if (restore_ == nullptr) return;
+  for (const RestoredSpan& span : restore_->ticket().spans()) {
+    if (span.token_begin >= tokens) break;
+    const uint64_t used = std::min<uint64_t>(span.token_count, tokens - span.token_begin);
+    (span.tier == Tier::kDisk ? report->restored_disk_tokens : report->restored_host_tokens) +=
+        used;
+  }
+  const std::string trouble = restore_->trouble();
+  if (!trouble.empty()) {
+    options_.log("restore cut short: " + trouble);
+    miss_reason_ = trouble;
+  }
+  restore_.reset();
 }
 
 // The last token is always computed: its logits are what the turn needs.
@@ -133,8 +181,19 @@ void KvBridge::BeginLoad(const Sequence& sequence, std::span<const uint32_t> con
     ticket = std::move(shared);
     miss_reason_ = ticket->miss_reason();
   }
-  loader_ = std::make_unique<LayerLoader>(engine_, sequence.table(), std::move(ticket),
-                                          context.size() - 1);
+  const absl::Status started = StartRestore(sequence, std::move(ticket), context.size() - 1);
+  if (started.ok()) return;
+  miss_reason_ = MessageOf(started);
+  options_.log(fmt::format("restore: {}", miss_reason_));
+  restore_.reset();
+}
+
+absl::Status KvBridge::StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
+                                    uint64_t max_tokens) {
+  TK_ASSIGN_OR_RETURN(restore_mover_, MakeMover(sequence));
+  TK_ASSIGN_OR_RETURN(restore_, LayerRestore::Start(device_, kv_layout_, std::move(ticket),
+                                                    {.max_tokens = max_tokens}));
+  return restore_->Bind(*restore_mover_);
 }
 
 std::unique_ptr<RestoreTicket> KvBridge::BeginRestore(const std::string& session,
@@ -152,7 +211,7 @@ std::unique_ptr<RestoreTicket> KvBridge::BeginRestore(const std::string& session
 }
 
 void KvBridge::BeginSave(const Sequence& sequence, std::span<const uint32_t> context) {
-  TK_CHECK(saver_ == nullptr);
+  TK_CHECK(!saving_.has_value());
   absl::StatusOr<std::unique_ptr<SaveTicket>> ticket =
       store_->BeginSave({.session = options_.session,
                          .expected_generation = generation_,
@@ -164,16 +223,38 @@ void KvBridge::BeginSave(const Sequence& sequence, std::span<const uint32_t> con
     options_.log(fmt::format("save: room for {} of {} tokens", (*ticket)->accepted_tokens(),
                              context.size()));
   }
-  saver_ = std::make_unique<LayerSaver>(sequence.table(), std::move(*ticket));
+  const absl::Status started = StartSave(sequence, std::move(*ticket));
+  if (!started.ok()) SaveFailed(started);
+}
+
+absl::Status KvBridge::StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket) {
+  Saving saving;
+  TK_ASSIGN_OR_RETURN(saving.mover, MakeMover(sequence));
+  TK_ASSIGN_OR_RETURN(saving.save,
+                      LayerSave::Start(device_, kv_layout_, std::move(ticket), *saving.mover, {}));
+  saving_ = std::move(saving);
+  return absl::OkStatus();
+}
+
+void KvBridge::BeginCommit() {
+  if (!saving_) return;
+  const absl::Status begun = saving_->save->BeginCommit(options_.commit_deadline);
+  if (begun.ok()) return;
+  saving_.reset();
+  SaveFailed(begun);
 }
 
 void KvBridge::Save(const Sequence& sequence, std::span<const uint32_t> context) {
   (void)Finish();
   if (!usable_ || context.empty()) return;
   BeginSave(sequence, context);
-  if (saver_ == nullptr) return;
-  saver_->LayersReady(engine_->model().config().layers);
-  saver_->Commit(options_.commit_deadline);
+  if (!saving_) return;
+  absl::Status status;
+  for (uint32_t layer = 0; layer < engine_->model().config().layers; ++layer)
+    status.Update(saving_->save->LayerComputed(layer, *compute_));
+  if (status.ok()) return BeginCommit();
+  saving_.reset();
+  SaveFailed(status);
 }
 
 void KvBridge::SaveFailed(const absl::Status& status) {
@@ -190,9 +271,9 @@ void KvBridge::SaveFailed(const absl::Status& status) {
 }
 
 absl::Status KvBridge::Finish() {
-  if (saver_ == nullptr) return absl::OkStatus();
-  const absl::StatusOr<CommitResult> result = saver_->Wait();
-  saver_.reset();
+  if (!saving_) return absl::OkStatus();
+  const absl::StatusOr<CommitResult> result = saving_->save->WaitCommitted();
+  saving_.reset();
   if (result.ok()) {
     generation_ = result->generation;
     saved_tokens_ = result->token_count;

@@ -1,5 +1,6 @@
 // Between the engine and a KvStore: restores a context's KV layer by layer while the
-// forward pass runs, and saves every layer as it finishes.
+// forward pass runs (LayerRestore), and saves every layer as it finishes (LayerSave). The engine
+// computes on its own threads, so its side of the device is a stream that only waits.
 //
 // Whatever the store does, the engine's output stays the same: what is missing, damaged,
 // late or lost with the daemon is computed. A save that fails is reported to
@@ -29,15 +30,16 @@
 
 #include "core/kv_store.h"
 #include "core/layout.h"
+#include "gpu_tier/cpu_page_mover.h"
+#include "gpu_tier/host_device.h"
+#include "gpu_tier/layer_restore.h"
+#include "gpu_tier/layer_save.h"
 #include "llama/engine.h"
-#include "llama/layer_loader.h"
-#include "llama/layer_saver.h"
 
 namespace turnkeep::llama {
 
-// The layout of `model`'s KV in a cache of these options.
-KvLayout LayoutOf(const Model& model, const Rope& rope, const PagedKvCache::Options& cache,
-                  uint32_t chunk_tokens);
+// The layout of the KV of `engine`'s model in a cache of these options.
+KvLayout LayoutOf(const Engine& engine, const PagedKvCache::Options& cache, uint32_t chunk_tokens);
 
 class KvBridge {
  public:
@@ -88,9 +90,20 @@ class KvBridge {
 
  private:
   class LayerPass;
+  // A save on its way, with what it reads from.
+  struct Saving {
+    std::unique_ptr<CpuPageMover> mover;
+    std::unique_ptr<LayerSave> save;
+  };
 
-  // Makes the layout known and learns the session's generation. False: no store today.
-  bool Greet(const Sequence& sequence);
+  // Makes the layout known and learns the session's generation.
+  absl::Status Greet(const Sequence& sequence);
+  absl::StatusOr<std::unique_ptr<CpuPageMover>> MakeMover(const Sequence& sequence) const;
+  absl::Status StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
+                            uint64_t max_tokens);
+  absl::Status StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket);
+  void EndRestore(uint64_t tokens, Report* report);
+  void BeginCommit();
   void BeginLoad(const Sequence& sequence, std::span<const uint32_t> context);
   std::unique_ptr<RestoreTicket> BeginRestore(const std::string& session,
                                               std::span<const uint32_t> context);
@@ -102,13 +115,17 @@ class KvBridge {
   KvStore* const store_;
   Engine* const engine_;
   const Options options_;
-  Fingerprint layout_;
+  HostDevice device_;  // before all that runs on it
+  std::unique_ptr<DeviceStream> compute_;
+  KvLayout kv_layout_;
+  Fingerprint layout_;   // of kv_layout_
   bool usable_ = false;  // the store answered when this turn began
   uint64_t generation_ = 0;
   uint64_t saved_tokens_ = 0;  // of this turn's context, known to be the session's content
   std::string miss_reason_;
-  std::unique_ptr<LayerLoader> loader_;  // during Prefill
-  std::unique_ptr<LayerSaver> saver_;    // until Finish
+  std::unique_ptr<CpuPageMover> restore_mover_;
+  std::unique_ptr<LayerRestore> restore_;  // during Prefill
+  std::optional<Saving> saving_;           // until Finish
 };
 
 }  // namespace turnkeep::llama

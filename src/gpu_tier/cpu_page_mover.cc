@@ -75,13 +75,24 @@ absl::Status CpuPageMover::AddLayer(uint32_t layer) {
   const auto add = [&](const Wanted& wanted, bool rotated, const char* scale_field,
                        const PagedPlane& scales) -> absl::Status {
     TK_RETURN_IF_ERROR(CheckPlane(layer, wanted));
-    planes.push_back({*wanted.plane, rotated});
+    planes.push_back({*wanted.plane, rotated, {}});
     if (spec.scale_kind != ScaleKind::kPerTokenHead) return absl::OkStatus();
     TK_RETURN_IF_ERROR(CheckPlane(layer, {scale_field, &scales, 4, wanted.heads, 1}));
-    planes.push_back({scales, false});
+    planes.push_back({scales, false, {}});
     return absl::OkStatus();
   };
   if (has_keys) TK_RETURN_IF_ERROR(add(keys, keys_rotated, "key scales", engine.key_scales));
+  if (engine.raw_keys.base != nullptr) {
+    const bool plain = spec.kind == LayerKind::kFull || spec.kind == LayerKind::kWindow;
+    if (!plain || options_.layout.rope.key_state != KeyState::kRaw)
+      return InvalidArgument("layer {}: raw keys of a layout that does not store them", layer);
+    TK_RETURN_IF_ERROR(
+        CheckPlane(layer, {"raw keys", &engine.raw_keys, bytes, spec.kv_heads, spec.key_dim}));
+    if (engine.raw_keys.page_tokens != engine.planes.keys.page_tokens)
+      return InvalidArgument("layer {}: pages of {} tokens, of raw keys {}", layer,
+                             engine.planes.keys.page_tokens, engine.raw_keys.page_tokens);
+    planes.front().raw = engine.raw_keys;
+  }
   TK_RETURN_IF_ERROR(add(values, values_rotated, "value scales", engine.value_scales));
   planes_.push_back(std::move(planes));
   return absl::OkStatus();
@@ -137,6 +148,7 @@ void CpuPageMover::ScatterPage(uint32_t layer, const Task& task) const {
   const std::byte* at = page.data;
   for (const Plane& plane : planes_[layer]) {
     const std::byte* first = at + DenseBytes(plane.engine, page.first_in_chunk);
+    if (plane.raw.base != nullptr) ScatterPlane(plane.raw, range, first);
     if (plane.rotated && !task.rotation->IsIdentity()) {
       ScatterRotated(plane.engine, range, first, options_.layout.layers[layer].dtype,
                      *task.rotation);
@@ -150,7 +162,8 @@ void CpuPageMover::ScatterPage(uint32_t layer, const Task& task) const {
 void CpuPageMover::GatherPage(uint32_t layer, const StagedPage& page) const {
   std::byte* at = page.data;
   for (const Plane& plane : planes_[layer]) {
-    GatherPlane(plane.engine, {options_.pages, page.token_begin, page.token_count}, at);
+    const PagedPlane& from = plane.raw.base != nullptr ? plane.raw : plane.engine;
+    GatherPlane(from, {options_.pages, page.token_begin, page.token_count}, at);
     at += DenseBytes(plane.engine, page.chunk_token_count);
   }
 }

@@ -29,6 +29,10 @@ struct EngineLayer {
   // belong to the latent and to the rotary key.
   PagedPlane key_scales;
   PagedPlane value_scales;
+  // Of an engine that keeps raw keys beside the rotated ones that its attention reads (full and
+  // window layers of a layout with raw keys): saved from here, and restored to here as they are
+  // besides. Without it, raw keys are gathered from `planes.keys`.
+  PagedPlane raw_keys;
 };
 
 struct CpuPageMoverOptions {
@@ -55,6 +59,7 @@ class CpuPageMover final : public LayerMover {
   struct Plane {
     PagedPlane engine;
     bool rotated = false;
+    PagedPlane raw;  // base is null where there is none
   };
   struct Task {
     StagedPage page;

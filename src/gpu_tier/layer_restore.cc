@@ -63,14 +63,21 @@ uint64_t LayerRestore::token_count() const {
   return tokens_;
 }
 
+std::string LayerRestore::trouble() const {
+  absl::MutexLock lock(&mu_);
+  return report_.trouble;
+}
+
 void LayerRestore::Run() {
   uint64_t tokens = token_count();
   for (uint32_t layer = 0; layer < layout_.layers.size(); ++layer) {
     if (tokens > 0) {
       const auto arrived = ticket_->WaitLayer(layer);
-      if (!arrived.ok()) Trouble(arrived.status().ToString());
       const uint64_t there = arrived.ok() ? *arrived : 0;
-      if (there < tokens) Trouble(ticket_->miss_reason());
+      if (there < tokens) {
+        Trouble(fmt::format("layer {}: {} of {} tokens; {}", layer, there, tokens,
+                            arrived.ok() ? ticket_->miss_reason() : MessageOf(arrived.status())));
+      }
       const auto loaded = LoadLayer(layer, std::min(tokens, there));
       if (!loaded.ok()) return Fail(loaded.status());
       tokens = *loaded;
@@ -125,7 +132,8 @@ absl::StatusOr<uint64_t> LayerRestore::LoadPiece(uint32_t layer, const PieceRang
   for (size_t i = piece.begin; i < piece.end; ++i) {
     const absl::Status verified = ticket_->VerifyPage(i, layer);
     if (verified.ok()) continue;
-    Trouble(verified.ToString());
+    Trouble(fmt::format("layer {}, token {}: {}", layer, ticket_->spans()[i].token_begin,
+                        MessageOf(verified)));
     staged.pages.resize(i - piece.begin);
     tokens = ticket_->spans()[i].token_begin;
     break;

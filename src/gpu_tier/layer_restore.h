@@ -69,6 +69,10 @@ class LayerRestore {
   LayerRestore(const LayerRestore&) = delete;
   LayerRestore& operator=(const LayerRestore&) = delete;
 
+  const RestoreTicket& ticket() const { return *ticket_; }
+  // Why fewer tokens came than were promised, so far; empty: none.
+  std::string trouble() const ABSL_LOCKS_EXCLUDED(mu_);
+
   // Tokens that may still be counted on; never grows.
   uint64_t token_count() const ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -103,16 +103,21 @@ absl::Status LayerSave::LetReuse(DeviceStream& stream) { return stream.WaitFor(*
 void LayerSave::Finish() {
   for (;;) {
     uint32_t layer = 0;
+    bool commit = false;
     {
       absl::MutexLock lock(&mu_);
       const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-        return stop_ || !to_finish_.empty();
+        return stop_ || commit_ || !to_finish_.empty();
       };
       mu_.Await(absl::Condition(&work));
-      if (stop_) return;
-      layer = to_finish_.front();
-      to_finish_.pop_front();
+      if (stop_ && !commit_) return;
+      commit = to_finish_.empty();
+      if (!commit) {
+        layer = to_finish_.front();
+        to_finish_.pop_front();
+      }
     }
+    if (commit) return RunCommit();
     absl::Status status = arrived_[layer]->Wait();
     if (status.ok()) status = ticket_->FinishLayer(layer);
     absl::MutexLock lock(&mu_);
@@ -121,19 +126,48 @@ void LayerSave::Finish() {
   }
 }
 
-absl::StatusOr<CommitResult> LayerSave::Commit(absl::Duration deadline) {
-  const absl::Time until = absl::Now() + deadline;
+void LayerSave::RunCommit() {
+  absl::Duration left;
   {
     absl::MutexLock lock(&mu_);
-    if (given_ != arrived_.size())
-      return FailedPrecondition("commit: {} of {} layers are computed", given_, arrived_.size());
-    const auto finished = [this]()
-                              ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return finished_ == given_; };
-    if (!mu_.AwaitWithDeadline(absl::Condition(&finished), until))
-      return DeadlineExceeded("commit: {} of {} layers have arrived", finished_, given_);
-    if (!failure_.ok()) return failure_;
+    left = until_ - absl::Now();
+    if (failure_.ok() && (given_up_ || left <= absl::ZeroDuration()))
+      failure_ =
+          DeadlineExceeded("commit: the layers arrived {} late", absl::FormatDuration(-left));
+    if (!failure_.ok()) {
+      result_ = failure_;
+      committed_ = true;
+      return;
+    }
+    committing_ = true;
   }
-  return ticket_->Commit(std::max(until - absl::Now(), absl::ZeroDuration()));
+  absl::StatusOr<CommitResult> result = ticket_->Commit(left);
+  absl::MutexLock lock(&mu_);
+  result_ = std::move(result);
+  committed_ = true;
+}
+
+absl::Status LayerSave::BeginCommit(absl::Duration deadline) {
+  absl::MutexLock lock(&mu_);
+  if (commit_) return FailedPrecondition("commit: it was begun before");
+  if (given_ != arrived_.size())
+    return FailedPrecondition("commit: {} of {} layers are computed", given_, arrived_.size());
+  until_ = absl::Now() + deadline;
+  commit_ = true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CommitResult> LayerSave::WaitCommitted() {
+  absl::MutexLock lock(&mu_);
+  if (!commit_) return FailedPrecondition("commit: it was not begun");
+  const auto begun = [this]()
+                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return committing_ || committed_; };
+  if (!mu_.AwaitWithDeadline(absl::Condition(&begun), until_)) {
+    given_up_ = true;
+    return DeadlineExceeded("commit: {} of {} layers have arrived", finished_, given_);
+  }
+  mu_.Await(absl::Condition(&committed_));
+  return result_;
 }
 
 }  // namespace turnkeep

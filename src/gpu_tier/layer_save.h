@@ -70,9 +70,18 @@ class LayerSave {
   // overlap would wait for.
   absl::Status WaitUntilArrived() { return copy_->Synchronize(); }
 
-  // Blocks until the layers have arrived and have their digests, then commits. FailedPrecondition:
-  // a layer was not given. Once.
-  absl::StatusOr<CommitResult> Commit(absl::Duration deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  // Commits once the layers have arrived and have their digests, on this object's thread; does not
+  // block. From then on the destructor waits for the commit. FailedPrecondition: a layer was not
+  // given, or it was called before.
+  absl::Status BeginCommit(absl::Duration deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  // Blocks until the commit is through. Only after BeginCommit. DeadlineExceeded also where the
+  // layers have not arrived by its deadline; the save then vanishes.
+  absl::StatusOr<CommitResult> WaitCommitted() ABSL_LOCKS_EXCLUDED(mu_);
+  // Both.
+  absl::StatusOr<CommitResult> Commit(absl::Duration deadline) {
+    if (absl::Status begun = BeginCommit(deadline); !begun.ok()) return begun;
+    return WaitCommitted();
+  }
 
   uint64_t buffer_bytes() const { return ring_.memory_bytes(); }
 
@@ -82,6 +91,7 @@ class LayerSave {
   absl::Status Prepare(const LayerSaveOptions& options);
   absl::Status SavePiece(uint32_t layer, const PieceRange& piece);
   void Finish() ABSL_LOCKS_EXCLUDED(mu_);
+  void RunCommit() ABSL_LOCKS_EXCLUDED(mu_);
 
   const KvLayout layout_;
   Device& device_;
@@ -100,6 +110,12 @@ class LayerSave {
   uint32_t finished_ ABSL_GUARDED_BY(mu_) = 0;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
+  bool commit_ ABSL_GUARDED_BY(mu_) = false;      // asked for
+  bool given_up_ ABSL_GUARDED_BY(mu_) = false;    // its deadline passed before it could begin
+  bool committing_ ABSL_GUARDED_BY(mu_) = false;  // the ticket is asked
+  bool committed_ ABSL_GUARDED_BY(mu_) = false;   // result_ is there
+  absl::Time until_ ABSL_GUARDED_BY(mu_);
+  absl::StatusOr<CommitResult> result_ ABSL_GUARDED_BY(mu_);
   std::thread finisher_;
 };
 

@@ -181,6 +181,40 @@ TEST_F(CpuPageMoverTest, APartOfAChunkGoesToItsTokensAlone) {
   EXPECT_EQ(Engine(42, 1, 9, false), x);  // behind the rotary dim
 }
 
+// An engine that keeps raw keys beside the rotated ones: those are what is saved, both come back.
+TEST_F(CpuPageMoverTest, RawKeysAreSavedAndComeBackBesideTheRotatedOnes) {
+  FillEngine();
+  layout_.rope.key_state = KeyState::kRaw;
+  std::vector<std::byte> raw = full_;  // planes of the same shape; its values are not used
+  for (size_t i = 0; i < raw.size(); i += 4) raw[i] ^= std::byte{1};
+  EngineLayer& layer = layers_[0];
+  layer.raw_keys = layer.planes.keys;
+  layer.raw_keys.base = raw.data() + (layer.planes.keys.base - full_.data());
+  const std::vector<std::byte> saved = raw;
+  const auto mover = Mover();
+  std::vector<std::byte> bytes;
+  const StagedPage page = Page(bytes, 0, 10, 30);
+  ASSERT_TRUE(mover->Gather(*stream_, 0, {&page, 1}).ok());
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  std::fill(raw.begin(), raw.end(), std::byte{0});
+  ASSERT_TRUE(mover->Scatter(*stream_, 0, {&page, 1}).ok());
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  for (uint64_t token = 10; token < 40; ++token) {
+    const uint64_t page_index = table_[token / kPageTokens];
+    const uint64_t row = ((page_index * 2 + 1) * 2 * kPageTokens + token % kPageTokens) * 16 * 4;
+    ASSERT_EQ(std::memcmp(raw.data() + row, saved.data() + row, 64), 0) << token;
+    float x, y;
+    std::memcpy(&x, saved.data() + row, 4);
+    std::memcpy(&y, saved.data() + row + 16, 4);
+    const double angle = static_cast<double>(token);
+    EXPECT_NEAR(Engine(token, 1, 0, false), x * std::cos(angle) - y * std::sin(angle), 1e-6);
+  }
+  layout_.rope.key_state = KeyState::kRotated;
+  const auto refused =
+      CpuPageMover::Make({.layout = layout_, .layers = layers_, .pages = table_}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << refused;
+}
+
 TEST_F(CpuPageMoverTest, WhatDoesNotFitIsRefusedByName) {
   const auto refused = [&](const CpuPageMoverOptions& options, const char* what) {
     const auto mover = CpuPageMover::Make(options);

@@ -20,7 +20,8 @@ namespace turnkeep::testing {
 struct StoreHooks {
   // An error is returned in place of the call.
   std::function<absl::Status(uint32_t layer)> before_wait_layer;
-  // DataLoss makes the page a damaged one: the ticket ends before its span.
+  // Of ReadPage and VerifyPage. DataLoss makes the page a damaged one: the ticket ends before its
+  // span.
   std::function<absl::Status(size_t span, uint32_t layer)> before_read_page;
   std::function<absl::Status(uint32_t layer)> before_finish_layer;
   std::function<absl::Status()> before_commit;
@@ -149,21 +150,26 @@ class HookedKvStore : public KvStore {
       if (status.ok()) return ticket_->ReadPage(span, layer, destination);
       // What a caller must not use.
       std::fill(destination.begin(), destination.end(), std::byte{0x7F});
+      return Damaged(span, status);
+    }
+    std::span<const std::byte> Page(size_t span, uint32_t layer) override {
+      return ticket_->Page(span, layer);
+    }
+    absl::Status VerifyPage(size_t span, uint32_t layer) override {
+      const absl::Status status = Call(owner_->hooks.before_read_page, span, layer);
+      return status.ok() ? ticket_->VerifyPage(span, layer) : Damaged(span, status);
+    }
+    absl::StatusOr<ChunkHeader> Header(size_t span) override { return ticket_->Header(span); }
+
+   private:
+    absl::Status Damaged(size_t span, const absl::Status& status) {
       if (absl::IsDataLoss(status)) {
         limit_ = std::min<uint64_t>(limit_, ticket_->spans()[span].token_begin);
         reason_ = std::string(status.message());
       }
       return status;
     }
-    std::span<const std::byte> Page(size_t span, uint32_t layer) override {
-      return ticket_->Page(span, layer);
-    }
-    absl::Status VerifyPage(size_t span, uint32_t layer) override {
-      return ticket_->VerifyPage(span, layer);
-    }
-    absl::StatusOr<ChunkHeader> Header(size_t span) override { return ticket_->Header(span); }
 
-   private:
     HookedKvStore* const owner_;
     const std::unique_ptr<RestoreTicket> ticket_;
     uint64_t limit_ = UINT64_MAX;
