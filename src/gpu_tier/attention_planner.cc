@@ -9,21 +9,27 @@
 namespace turnkeep {
 
 const AttentionPlan& AttentionPlanner::Plan(const PrefixForest& forest) {
-  if (planned_ && structure_version_ == forest.structure_version()) {
-    if (growth_version_ == forest.growth_version()) return plan_;
-    if (patchable_ && Patch(forest)) {
-      growth_version_ = forest.growth_version();
-      ++patch_count_;
-      return plan_;
-    }
+  const bool same_structure = planned_ && structure_version_ == forest.structure_version();
+  if (same_structure && growth_version_ == forest.growth_version()) return plan_;
+  const Followed followed = planned_ ? Follow(forest, &plan_) : Followed::kNo;
+  if (followed == Followed::kNo) {
+    Build(forest, &plan_);
+    Note(forest);
+    planned_ = true;
+    ++plan_count_;
   }
-  Build(forest, &plan_);
-  NoteLeaves(forest);
-  planned_ = true;
+  replan_count_ += followed == Followed::kReplanned ? 1 : 0;
+  patch_count_ += followed == Followed::kPatched ? 1 : 0;
   structure_version_ = forest.structure_version();
   growth_version_ = forest.growth_version();
-  ++plan_count_;
   return plan_;
+}
+
+AttentionPlanner::Followed AttentionPlanner::Follow(const PrefixForest& forest,
+                                                    AttentionPlan* /*plan*/) {
+  if (structure_version_ != forest.structure_version() || !patchable_ || !Patch(forest))
+    return Followed::kNo;
+  return Followed::kPatched;
 }
 
 // Decode steps can be followed where every sequence has one query and a unit without a mask, of its

@@ -13,7 +13,8 @@
 //                  follows it, compares that with flatten_tree and with per_sequence.
 //
 // A planner belongs to one forest's life: it keeps its plan and, while the forest only grows by
-// decode steps, patches it instead of planning again. Not thread-safe.
+// decode steps, patches it instead of planning again. two_phase also follows sequences that join
+// and leave, and plans again only what they change. Not thread-safe.
 //
 //   auto planner = *MakeAttentionPlanner("auto", {.shape = shape});
 //   attention.Run(shape, kv, planner->Plan(forest), tensors);
@@ -67,13 +68,19 @@ class AttentionPlanner {
   // methods, or Forget must have been called.
   const AttentionPlan& Plan(const PrefixForest& forest);
   void Forget() { planned_ = false; }
-  // How often a plan was made anew, and patched.
+  // How often a plan was made anew, partly made anew, and patched for growth alone.
   uint64_t plan_count() const { return plan_count_; }
+  uint64_t replan_count() const { return replan_count_; }
   uint64_t patch_count() const { return patch_count_; }
 
  protected:
+  enum class Followed { kNo, kReplanned, kPatched };
   explicit AttentionPlanner(const AttentionPlannerOptions& options) : options_(options) {}
   virtual void Build(const PrefixForest& forest, AttentionPlan* plan) = 0;
+  // Brings the plan of the last Build or Follow up to date. kNo: it must be built.
+  virtual Followed Follow(const PrefixForest& forest, AttentionPlan* plan);
+  // After Build.
+  virtual void Note(const PrefixForest& forest) { NoteLeaves(forest); }
   const AttentionPlannerOptions options_;
 
  private:
@@ -95,6 +102,7 @@ class AttentionPlanner {
   uint64_t structure_version_ = 0;
   uint64_t growth_version_ = 0;
   uint64_t plan_count_ = 0;
+  uint64_t replan_count_ = 0;
   uint64_t patch_count_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "gpu_tier/plan_builder.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace turnkeep {
 
@@ -27,19 +28,28 @@ void PlanBuilder::AddMasked(std::span<const NodePiece> pieces,
   items_.back().masked = true;
 }
 
-uint32_t PlanBuilder::SplitTokens() const {
-  const uint64_t tasks = items_.size() * options_.shape.kv_heads;
-  if (tasks == 0 || tasks >= options_.target_tasks) return 0xFFFFFFFFu;
-  uint64_t tokens = 0;
-  for (const NodePiece& piece : pieces_) tokens += piece.end - piece.begin;
-  const uint64_t share = tokens * options_.shape.kv_heads / options_.target_tasks + 1;
-  return static_cast<uint32_t>(std::max<uint64_t>(share, options_.min_split_tokens));
+uint32_t SplitTokens(const AttentionPlannerOptions& options, uint64_t item_count,
+                     uint64_t token_count) {
+  const uint64_t tasks = item_count * options.shape.kv_heads;
+  if (tasks == 0 || tasks >= options.target_tasks) return 0xFFFFFFFFu;
+  const uint64_t share = token_count * options.shape.kv_heads / options.target_tasks + 1;
+  return static_cast<uint32_t>(std::max<uint64_t>(std::bit_floor(share), options.min_split_tokens));
+}
+
+uint32_t PartTokens(uint64_t token_count, uint32_t split_tokens) {
+  constexpr uint64_t kTile = 48;
+  const uint64_t parts = (token_count + split_tokens - 1) / split_tokens;
+  if (parts <= 1) return 0xFFFFFFFFu;
+  const uint64_t equal = (token_count + parts - 1) / parts;
+  return static_cast<uint32_t>((equal + kTile - 1) / kTile * kTile);
 }
 
 void PlanBuilder::Finish() {
-  *plan_ = {};
+  plan_->Clear();
   plan_->row_count = forest_.row_count();
-  const uint32_t split = SplitTokens();
+  uint64_t tokens = 0;
+  for (const NodePiece& piece : pieces_) tokens += piece.end - piece.begin;
+  const uint32_t split = SplitTokens(options_, items_.size(), tokens);
   for (const Item& item : items_) {
     if (item.masked) {
       EmitMasked(item);
@@ -83,9 +93,7 @@ void PlanBuilder::EmitPath(const Item& item, uint32_t max_tokens) {
   uint64_t total = 0;
   for (const NodePiece& piece : pieces) total += piece.end - piece.begin;
   if (total == 0) return;
-  // Equal parts, none above the maximum.
-  const uint64_t parts = (total + max_tokens - 1) / max_tokens;
-  const auto part_tokens = static_cast<uint32_t>((total + parts - 1) / parts);
+  const uint32_t part_tokens = PartTokens(total, max_tokens);
   size_t piece = 0;
   uint32_t taken = 0;  // of pieces[piece]
   while (piece < pieces.size()) {

@@ -43,7 +43,6 @@ class PlanBuilder {
     size_t sequence_count = 0;
     bool masked = false;
   };
-  uint32_t SplitTokens() const;
   void EmitPath(const Item& item, uint32_t max_tokens);
   void EmitMasked(const Item& item);
   void EmitEmpty();
@@ -59,6 +58,13 @@ class PlanBuilder {
   std::vector<NodePiece> pieces_;
   std::vector<ForestSequence> sequences_;
 };
+
+// The most tokens of a unit: target_tasks tasks over all, where `item_count` units are fewer than
+// those. A power of two, so that it seldom changes while a batch grows.
+uint32_t SplitTokens(const AttentionPlannerOptions& options, uint64_t item_count,
+                     uint64_t token_count);
+// Of equal parts of `token_count` that are none larger, in whole tiles of the CPU executor.
+uint32_t PartTokens(uint64_t token_count, uint32_t split_tokens);
 
 // Room that a plan has behind the pages of a node that may grow.
 inline constexpr uint32_t kSparePages = 4;

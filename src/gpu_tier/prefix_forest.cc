@@ -54,6 +54,7 @@ absl::Status PrefixForest::Extend(ForestNode index, uint32_t tokens,
   node.pages.insert(node.pages.end(), new_pages.begin(), new_pages.end());
   node.token_count += tokens;
   ++growth_version_;
+  Note(Change::Kind::kGrow, index);
   return absl::OkStatus();
 }
 
@@ -75,6 +76,7 @@ absl::StatusOr<ForestSequence> PrefixForest::AddSequence(ForestNode leaf, uint32
   nodes_[leaf].sequences.push_back(index);
   NumberRows();
   ++structure_version_;
+  Note(Change::Kind::kJoin, index);
   return index;
 }
 
@@ -87,6 +89,22 @@ void PrefixForest::RemoveSequence(ForestSequence index) {
   NumberRows();
   DropIfUnused(leaf);
   ++structure_version_;
+  Note(Change::Kind::kLeave, index);
+}
+
+void PrefixForest::Note(Change::Kind kind, uint32_t index) {
+  if (changes_.size() == kMaxChanges) {
+    // The older half at once, so that a change costs nothing on average.
+    changes_.erase(changes_.begin(), changes_.begin() + kMaxChanges / 2);
+    forgotten_changes_ += kMaxChanges / 2;
+  }
+  changes_.push_back({kind, index});
+}
+
+std::optional<std::span<const PrefixForest::Change>> PrefixForest::ChangesSince(
+    uint64_t since) const {
+  if (since < forgotten_changes_ || since > change_count()) return std::nullopt;
+  return std::span(changes_).subspan(since - forgotten_changes_);
 }
 
 void PrefixForest::DropIfUnused(ForestNode index) {

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,6 +47,13 @@ class PrefixForest {
     uint32_t query_tokens = 0;  // 0: the index is free
     uint32_t first_row = 0;
   };
+  // What a planner that keeps its plan has to follow.
+  struct Change {
+    enum class Kind : uint32_t { kJoin, kLeave, kGrow };
+    Kind kind = Kind::kJoin;
+    uint32_t index = 0;  // of the sequence, or of the node that grew
+  };
+  static constexpr size_t kMaxChanges = 4096;  // that are remembered
 
   // `page_tokens` in 1..256.
   explicit PrefixForest(uint32_t page_tokens) : page_tokens_(page_tokens) {}
@@ -75,11 +83,16 @@ class PrefixForest {
   // Changes with everything but Extend, which changes growth_version.
   uint64_t structure_version() const { return structure_version_; }
   uint64_t growth_version() const { return growth_version_; }
+  // How many changes there were, and those since there were `since`, oldest first; nullopt if they
+  // are forgotten. Valid until the next change.
+  uint64_t change_count() const { return forgotten_changes_ + changes_.size(); }
+  std::optional<std::span<const Change>> ChangesSince(uint64_t since) const;
 
  private:
   absl::Status CheckPages(uint64_t page_count, uint64_t token_count) const;
   void DropIfUnused(ForestNode node);
   void NumberRows();
+  void Note(Change::Kind kind, uint32_t index);
 
   uint32_t page_tokens_;
   std::vector<Node> nodes_;
@@ -90,6 +103,8 @@ class PrefixForest {
   uint32_t row_count_ = 0;
   uint64_t structure_version_ = 0;
   uint64_t growth_version_ = 0;
+  std::vector<Change> changes_;
+  uint64_t forgotten_changes_ = 0;
 };
 
 // The forest of a batch of block tables: sequences whose tables begin with the same whole pages

@@ -97,6 +97,9 @@ struct AttentionPlan {
   std::vector<uint32_t> merge_list;
   uint32_t partial_count = 0;
 
+  // Empty, with the arrays' memory kept.
+  void Clear();
+
   // KV tokens read, each unit's once.
   uint64_t TokensRead() const;
 };

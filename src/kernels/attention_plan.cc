@@ -37,6 +37,17 @@ PagedKv PagedKv::Dense(const AttentionShape& shape, const std::byte* keys,
           .token_stride = shape.head_dim};
 }
 
+void AttentionPlan::Clear() {
+  row_count = 0;
+  partial_count = 0;
+  units.clear();
+  segments.clear();
+  masks.clear();
+  for (std::vector<uint32_t>* words :
+       {&pages, &queries, &limits, &partials, &merge_begin, &merge_list})
+    words->clear();
+}
+
 uint64_t AttentionPlan::TokensRead() const {
   return std::accumulate(units.begin(), units.end(), uint64_t{0},
                          [](uint64_t sum, const Unit& unit) { return sum + unit.token_count; });
