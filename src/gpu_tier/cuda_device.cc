@@ -12,23 +12,6 @@
 namespace turnkeep {
 namespace {
 
-// The calling thread's current device, until the end of the scope.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int ordinal) {
-    if (cudaGetDevice(&before_) != cudaSuccess) before_ = ordinal;
-    status_ = CudaStatus(cudaSetDevice(ordinal), fmt::format("cudaSetDevice({})", ordinal));
-  }
-  ~CurrentDevice() { cudaSetDevice(before_); }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  const absl::Status& status() const { return status_; }
-
- private:
-  int before_ = 0;
-  absl::Status status_;
-};
-
 cudaMemcpyKind KindOf(CopyKind kind) {
   switch (kind) {
     case CopyKind::kToDevice:
@@ -78,7 +61,7 @@ class CudaStream final : public DeviceStream {
  public:
   CudaStream(int ordinal, cudaStream_t stream) : ordinal_(ordinal), stream_(stream) {}
   ~CudaStream() override {
-    const CurrentDevice current(ordinal_);
+    const CudaCurrentDevice current(ordinal_);
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
   }
@@ -86,7 +69,7 @@ class CudaStream final : public DeviceStream {
   CudaStream& operator=(const CudaStream&) = delete;
 
   absl::Status CopyBatch(CopyKind kind, std::span<const CopyRun> runs) override {
-    const CurrentDevice current(ordinal_);
+    const CudaCurrentDevice current(ordinal_);
     TK_RETURN_IF_ERROR(current.status());
     if (runs.size() > 1 && !batches_refused_.load(std::memory_order_relaxed)) {
       bool refused = false;
@@ -105,7 +88,7 @@ class CudaStream final : public DeviceStream {
   }
 
   absl::Status Record(DeviceEvent& event) override {
-    const CurrentDevice current(ordinal_);
+    const CudaCurrentDevice current(ordinal_);
     TK_RETURN_IF_ERROR(current.status());
     TK_RETURN_IF_ERROR(
         CudaStatus(cudaEventRecord(Ours(event).handle(), stream_), "cudaEventRecord"));
@@ -179,7 +162,7 @@ int CudaDevice::Count() {
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   if (ordinal < 0 || ordinal >= Count())
     return NotFound("CUDA device {}: there are {}", ordinal, Count());
-  const CurrentDevice current(ordinal);
+  const CudaCurrentDevice current(ordinal);
   TK_RETURN_IF_ERROR(current.status());
   cudaDeviceProp properties = {};
   TK_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, ordinal),
@@ -190,7 +173,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
 }
 
 absl::StatusOr<DeviceMemory> CudaDevice::Allocate(size_t bytes) {
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   TK_RETURN_IF_ERROR(current.status());
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
@@ -206,7 +189,7 @@ absl::StatusOr<DeviceMemory> CudaDevice::Allocate(size_t bytes) {
 }
 
 absl::StatusOr<DeviceMemory> CudaDevice::AllocatePinned(size_t bytes) {
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   TK_RETURN_IF_ERROR(current.status());
   void* data = nullptr;
   TK_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&data, bytes, cudaHostAllocPortable),
@@ -215,7 +198,7 @@ absl::StatusOr<DeviceMemory> CudaDevice::AllocatePinned(size_t bytes) {
 }
 
 void CudaDevice::Free(std::byte* data, size_t /*bytes*/, bool pinned) {
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   // A failure here is an earlier one of the device, which the streams have reported.
   const cudaError_t error = pinned ? cudaFreeHost(data) : cudaFree(data);
   if (error != cudaSuccess) cudaGetLastError();
@@ -232,7 +215,7 @@ absl::Status CudaDevice::RegisterHost(std::span<std::byte> memory) {
     }
     registered_.push_back(memory);
   }
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   absl::Status status = current.status();
   if (status.ok())
     status = CudaStatus(cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterPortable),
@@ -254,14 +237,14 @@ absl::Status CudaDevice::UnregisterHost(std::span<std::byte> memory) {
                       memory.size());
     registered_.erase(at);
   }
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   TK_RETURN_IF_ERROR(current.status());
   return CudaStatus(cudaHostUnregister(memory.data()),
                     fmt::format("cudaHostUnregister of {} bytes", memory.size()));
 }
 
 absl::StatusOr<std::unique_ptr<DeviceStream>> CudaDevice::NewStream() {
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   TK_RETURN_IF_ERROR(current.status());
   cudaStream_t stream = nullptr;
   TK_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
@@ -270,7 +253,7 @@ absl::StatusOr<std::unique_ptr<DeviceStream>> CudaDevice::NewStream() {
 }
 
 absl::StatusOr<std::unique_ptr<DeviceEvent>> CudaDevice::NewEvent() {
-  const CurrentDevice current(ordinal_);
+  const CudaCurrentDevice current(ordinal_);
   TK_RETURN_IF_ERROR(current.status());
   cudaEvent_t event = nullptr;
   TK_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&event, cudaEventBlockingSync),

@@ -31,4 +31,11 @@ absl::Status CudaStatus(int error, const std::string& call) {
   }
 }
 
+CudaCurrentDevice::CudaCurrentDevice(int ordinal) {
+  if (cudaGetDevice(&before_) != cudaSuccess) before_ = ordinal;
+  status_ = CudaStatus(cudaSetDevice(ordinal), fmt::format("cudaSetDevice({})", ordinal));
+}
+
+CudaCurrentDevice::~CudaCurrentDevice() { cudaSetDevice(before_); }
+
 }  // namespace turnkeep
