@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "api/client_impl.h"
+#include "core/limits.h"
 #include "core/status.h"
 
 namespace turnkeep {
@@ -124,6 +125,11 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
     return InvalidArgument("connect: min_backoff {} and max_backoff {}",
                            absl::FormatDuration(options.min_backoff),
                            absl::FormatDuration(options.max_backoff));
+  }
+  if (options.busy_poll < absl::ZeroDuration() ||
+      options.busy_poll > absl::Microseconds(kMaxBusyPollMicros)) {
+    return InvalidArgument("connect: busy_poll {} is outside 0 to {} us",
+                           absl::FormatDuration(options.busy_poll), kMaxBusyPollMicros);
   }
   auto impl = std::make_unique<Impl>(std::move(options));
   TK_RETURN_IF_ERROR(impl->Start());

@@ -44,6 +44,9 @@ struct ClientOptions {
   // Between attempts to reconnect, doubling from the first to the second.
   absl::Duration min_backoff = absl::Milliseconds(10);
   absl::Duration max_backoff = absl::Seconds(1);
+  // How long a caller looks for its answer before it sleeps: waking an idle core takes longer
+  // than most answers. Zero: sleeps at once.
+  absl::Duration busy_poll = absl::Microseconds(50);
   bool reconnect = true;
   // Return a client also when no daemon answers, and go on trying in the background.
   bool start_disconnected = false;

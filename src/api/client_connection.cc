@@ -1,6 +1,7 @@
 #include "api/client_connection.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -55,7 +56,9 @@ absl::StatusOr<std::shared_ptr<ClientConnection>> ClientConnection::Open(
 }
 
 ClientConnection::ClientConnection(UniqueFd fd, const ClientOptions& options)
-    : fd_(std::move(fd)), request_timeout_(options.request_timeout) {}
+    : fd_(std::move(fd)),
+      request_timeout_(options.request_timeout),
+      busy_poll_(options.busy_poll) {}
 
 ClientConnection::~ClientConnection() {
   absl::MutexLock lock(&mutex_);
@@ -118,6 +121,8 @@ absl::StatusOr<wire::Frame> ClientConnection::Exchange(wire::MessageType type,
 absl::Status ClientConnection::Receive(absl::Time deadline) {
   const std::span<std::byte> area = reader_.Writable();
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxFdsPerMessage * sizeof(int))];
+  absl::Time awake_until = absl::InfinitePast();
+  if (deadline != absl::InfinitePast()) awake_until = std::min(deadline, absl::Now() + busy_poll_);
   for (;;) {
     iovec io{.iov_base = area.data(), .iov_len = area.size()};
     msghdr message{};
@@ -129,7 +134,11 @@ absl::Status ClientConnection::Receive(absl::Time deadline) {
     if (received < 0) {
       if (errno == EINTR) continue;
       if (errno != EAGAIN) return Unavailable("connection lost: {}", std::strerror(errno));
-      TK_RETURN_IF_ERROR(WaitForFd(fd_.get(), POLLIN, deadline));
+      if (absl::Now() < awake_until) {
+        ::sched_yield();
+      } else {
+        TK_RETURN_IF_ERROR(WaitForFd(fd_.get(), POLLIN, deadline));
+      }
       continue;
     }
     for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {

@@ -101,7 +101,8 @@ class ClientConnection {
                          absl::Time deadline);
   absl::Status WriteAll(const std::string& head, std::span<const std::byte> raw,
                         absl::Time deadline);
-  // Receives once into the reader, waiting at most until `deadline`.
+  // Receives once into the reader, waiting at most until `deadline`: awake for the first
+  // ClientOptions::busy_poll, then asleep.
   absl::Status Receive(absl::Time deadline);
   // Handles what has been received; receives once more if that was nothing.
   absl::Status ReceiveSome(absl::Time deadline);
@@ -117,6 +118,7 @@ class ClientConnection {
 
   const UniqueFd fd_;
   const absl::Duration request_timeout_;
+  const absl::Duration busy_poll_;
   ServerInfo info_;  // constant after Open
   std::atomic<uint64_t> next_ticket_{1};
   // Set once, after lost_status_; readers that see it see that.

@@ -81,6 +81,9 @@ void AddLimitFields(DaemonConfig& c, std::vector<Field>& out) {
                  &s.max_queued_calls, 1, 65536});
   out.push_back({"limits.admin_connections", "connections of the HTTP admin",
                  &s.max_admin_connections, 1, 1024});
+  out.push_back({"limits.busy_poll_us",
+                 "how long the daemon looks for the next request before it sleeps; 0: not at all",
+                 &s.busy_poll_us, 0, kMaxBusyPollMicros});
   out.push_back({"timeouts.hello", "for a new connection to introduce itself", &s.hello_timeout});
   out.push_back({"timeouts.admin", "for one HTTP admin request", &s.admin_timeout});
   out.push_back(

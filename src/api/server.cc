@@ -1,6 +1,7 @@
 #include "api/server.h"
 
 #include <array>
+#include <chrono>
 #include <future>
 #include <optional>
 #include <thread>
@@ -72,6 +73,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
   TK_RETURN_IF_ERROR(range("worker_threads", options.worker_threads, 1, 256));
   TK_RETURN_IF_ERROR(range("max_queued_calls", options.max_queued_calls, 1, 65536));
   TK_RETURN_IF_ERROR(range("max_admin_connections", options.max_admin_connections, 1, 1024));
+  TK_RETURN_IF_ERROR(range("busy_poll_us", options.busy_poll_us, 0, kMaxBusyPollMicros));
   bool any_token = false;
   for (const TenantRule& rule : options.tenants) {
     TK_RETURN_IF_ERROR(ValidateName("tenant", rule.name));
@@ -109,6 +111,8 @@ class Server::Impl {
   template <typename Work>
   auto OnThread(Work work) -> decltype(work());
   absl::Status ListenTcp();
+  // The server's thread: handles events until the server stops.
+  void Serve();
   template <typename Acceptor>
   void Accept(Acceptor& acceptor, bool unix_socket);
   void Accepted(ServerConnection::Socket socket, bool unix_socket);
@@ -144,8 +148,27 @@ absl::Status Server::Impl::Start() {
   TK_ASSIGN_OR_RETURN(admin_, Admin::Start(context_));
   Accept(unix_acceptor_, true);
   if (tcp_acceptor_.is_open()) Accept(tcp_acceptor_, false);
-  thread_ = std::thread([this] { context_.io().run(); });
+  thread_ = std::thread([this] { Serve(); });
   return absl::OkStatus();
+}
+
+void Server::Impl::Serve() {
+  using Clock = std::chrono::steady_clock;
+  asio::io_context& io = context_.io();
+  const std::chrono::microseconds busy(context_.options().busy_poll_us);
+  Clock::time_point idle_since = Clock::now();
+  while (!io.stopped()) {
+    const bool handled = io.poll() > 0;
+    const Clock::time_point now = Clock::now();
+    if (handled) {
+      idle_since = now;
+    } else if (now - idle_since < busy) {
+      std::this_thread::yield();
+    } else {
+      io.run_one();
+      idle_since = Clock::now();
+    }
+  }
 }
 
 absl::Status Server::Impl::ListenTcp() {

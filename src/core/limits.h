@@ -41,6 +41,7 @@ inline constexpr uint32_t kMaxIoQueueDepth = 256;
 inline constexpr uint32_t kMaxFrameBytes = 72 * kMiB;  // a 16 Mi-token prompt and its envelope
 inline constexpr uint32_t kMaxConnections = 1024;
 inline constexpr uint32_t kMaxOutboundQueueBytes = 256 * kMiB;
+inline constexpr uint32_t kMaxBusyPollMicros = 10'000;
 
 // Catalog. An index is 32 bits and two values are reserved.
 inline constexpr uint32_t kMaxChunks = 0xFFFFFF00u;

@@ -1,6 +1,7 @@
 #include "api/server.h"
 
 #include <sys/stat.h>
+#include <time.h>
 
 #include <fstream>
 
@@ -9,6 +10,7 @@
 
 #include "api/listen.h"
 #include "api/raw_connection.h"
+#include "core/limits.h"
 #include "core/status.h"
 #include "testing/client_factory.h"
 #include "testing/kv_pattern.h"
@@ -143,6 +145,54 @@ TEST(Server, TenantsDoNotSeeEachOther) {
   EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.session = "a", .context = &context})->token_count, 0);
   EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.context = &context})->token_count, 0);
   EXPECT_TRUE(bob->ListSessions({})->empty());
+}
+
+TEST(Server, BothSidesMaySleepAtOnceOrLookForMore) {
+  DaemonHarness daemon;
+  const KvPattern pattern(SmallLayout());
+  KvContext context;
+  context.Append(MakeTokens(1, 200));
+  for (const uint32_t server_us : {0u, 50u, kMaxBusyPollMicros}) {
+    const std::string socket = daemon.dir() + "/" + std::to_string(server_us) + ".sock";
+    const auto server =
+        Server::Start(daemon.store(), {.socket_path = socket, .busy_poll_us = server_us});
+    ASSERT_TRUE(server.ok()) << server.status();
+    for (const absl::Duration client_busy : {absl::ZeroDuration(), absl::Milliseconds(10)}) {
+      const auto client = Client::Connect({.socket_path = socket, .busy_poll = client_busy});
+      ASSERT_TRUE(client.ok()) << client.status();
+      ASSERT_TRUE((*client)->RegisterLayout(pattern.layout()).ok());
+      (void)(*client)->DropSession("a");
+      ASSERT_TRUE(SaveAll(**client, pattern, {.session = "a", .context = &context}).ok());
+      EXPECT_EQ(
+          RestoreAndCheck(**client, pattern, {.session = "a", .context = &context})->token_count,
+          200);
+    }
+  }
+}
+
+TEST(Server, AnIdleServerSleeps) {
+  DaemonHarness daemon;
+  EXPECT_TRUE(daemon.UnixClient()->Status().ok());
+  const auto processor_time = [] {
+    timespec time{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return absl::DurationFromTimespec(time);
+  };
+  const absl::Duration before = processor_time();
+  absl::SleepFor(absl::Milliseconds(400));
+  EXPECT_LT(processor_time() - before, absl::Milliseconds(200));  // of one core, 400 when awake
+}
+
+TEST(Server, BusyPollOutOfRangeIsRefused) {
+  DaemonHarness daemon;
+  const auto server = Server::Start(daemon.store(), {.socket_path = daemon.dir() + "/other.sock",
+                                                     .busy_poll_us = kMaxBusyPollMicros + 1});
+  EXPECT_THAT(MessageOf(server.status()), HasSubstr("busy_poll_us: 10001"));
+  for (const absl::Duration busy : {absl::Microseconds(-1), absl::Microseconds(10'001)}) {
+    const auto client = Client::Connect({.socket_path = daemon.socket_path(), .busy_poll = busy});
+    EXPECT_TRUE(absl::IsInvalidArgument(client.status())) << client.status();
+    EXPECT_THAT(MessageOf(client.status()), HasSubstr("busy_poll"));
+  }
 }
 
 TEST(Server, DrainLetsRunningSavesFinishAndRefusesNewOnes) {
