@@ -396,10 +396,8 @@ TEST_F(CudaGatherTest, TheMoverTakesAndGivesWhatTheCpuMoverDoes) {
   PagesOf(spec, nullptr, &bytes);
   std::vector<std::byte> staged = RandomKeys(random, spec.dtype, bytes);
   DeviceMemory staged_there = ToDevice(staged);
-  ASSERT_EQ(CpuPageMover::Make(cpu_engine.MoverOptions(-30))
-                .value()
-                ->Scatter(*host_stream, 0, PagesOf(spec, staged.data(), &bytes)),
-            absl::OkStatus());
+  const auto cpu = CpuPageMover::Make(cpu_engine.MoverOptions(-30)).value();
+  ASSERT_EQ(cpu->Scatter(*host_stream, 0, PagesOf(spec, staged.data(), &bytes)), absl::OkStatus());
   const auto cuda = CudaPageMover::Make(*device_, cuda_engine.MoverOptions(-30)).value();
   ASSERT_EQ(cuda->Scatter(*stream_, 0, PagesOf(spec, staged_there.data(), &bytes)),
             absl::OkStatus());
