@@ -18,25 +18,33 @@ namespace turnkeep::bench {
 struct AttentionNode {
   int parent = -1;  // an earlier node
   uint32_t tokens = 0;
-  uint32_t sequences = 0;  // that end here
+  uint32_t sequences = 0;     // that end here
+  uint32_t query_tokens = 1;  // of each of them
 };
 struct AttentionCaseSpec {
   std::string shape;  // its name
   uint32_t query_heads = 0;
   uint32_t kv_heads = 0;
   uint32_t head_dim = 128;
+  DType dtype = DType::kFloat16;
   std::vector<AttentionNode> nodes;
   double traffic_bound = 0;  // relay set: b(s+c) / (s+bc)
 };
 
-// "chunkattention", "relay", "pat", "deft", "random". Sized for the CPU: what differs from the
-// papers' is in `note`. `trees` is a folder with deft_*.json.gz, used where it has them.
+// "chunkattention", "relay", "pat", "deft", "random". Sized for the CPU unless `full`: what differs
+// from the papers' is in `note`.
 struct AttentionShapeSet {
   std::vector<AttentionCaseSpec> cases;
   std::string note;
 };
-absl::StatusOr<AttentionShapeSet> MakeAttentionShapes(const std::string& set,
-                                                      const std::string& trees, uint64_t seed);
+struct AttentionShapeOptions {
+  std::string set;
+  std::string trees;   // a folder with deft_*.json.gz, used where it has them
+  std::string filter;  // only shapes whose names contain it
+  uint64_t seed = 1;
+  bool full = false;  // heads and trees of the papers
+};
+absl::StatusOr<AttentionShapeSet> MakeAttentionShapes(const AttentionShapeOptions& options);
 std::vector<std::string> AttentionShapeSetNames();
 
 struct AttentionRow {
@@ -44,7 +52,9 @@ struct AttentionRow {
   std::string planner;
   double us = 0;           // median of an executor call
   double planning_us = 0;  // median of planning from nothing
-  double speedup = 0;      // over per_sequence, planning included on both sides
+  double replan_us = 0;    // median of planning after a sequence left, and after it joined again
+  double step_us = 0;      // median of following a decode step; 0: not measured
+  double speedup = 0;      // over per_sequence in the same round, planning from nothing included
   uint64_t bytes_unique = 0;
   double floor_us = 0;
   double error = 0;  // worst relative error against the oracle on the rows checked
@@ -53,11 +63,11 @@ struct AttentionRow {
 };
 struct AttentionBenchOptions {
   std::vector<std::string> planners;
-  DType dtype = DType::kFloat16;
   uint32_t page_tokens = 16;
   uint32_t threads = 2;
   uint32_t rounds = 7;
-  uint32_t checked_rows = 2;  // of each shape, against the oracle
+  uint32_t most_rounds = 105;  // while a shape's calls take less than 100 ms
+  uint32_t checked_rows = 2;   // of each shape, against the oracle
   uint64_t seed = 1;
   std::function<void(const std::string& what, uint64_t done, uint64_t total)> progress =
       [](const std::string&, uint64_t, uint64_t) {};
@@ -69,7 +79,9 @@ struct AttentionBenchResult {
   AttentionCosts costs;  // of the first shape
   std::vector<AttentionRow> rows;
 };
-// per_sequence runs always, as the yardstick, and is reported if asked for.
+// per_sequence runs always, as the yardstick, and is reported if asked for. Every call of a round
+// takes the next of several copies of the KV, 128 MiB or more of them together: an engine's other
+// layers have passed through the caches between two calls of one layer.
 absl::StatusOr<AttentionBenchResult> MeasureAttention(const AttentionBenchOptions& options,
                                                       const std::vector<AttentionCaseSpec>& cases);
 

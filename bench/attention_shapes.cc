@@ -37,14 +37,14 @@ AttentionShapeSet ChunkAttentionSet() {
 
 // ---- relay -----------------------------------------------------------------------
 
-AttentionShapeSet RelaySet() {
-  AttentionShapeSet set{.note = "4 heads instead of 52; every head costs the same"};
-  for (const uint32_t prefix : {64u, 256u, 1024u, 4096u, 16384u}) {
+AttentionShapeSet RelaySet(uint32_t heads) {
+  AttentionShapeSet set{.note = fmt::format("{} heads (the paper has 52)", heads)};
+  for (uint32_t prefix = 64; prefix <= 16384; prefix *= 2) {
     for (const uint32_t context : {128u, 256u}) {
-      for (const uint32_t requests : {1u, 2u, 4u, 8u, 16u, 32u, 64u, 128u}) {
+      for (uint32_t requests = 1; requests <= 128; requests *= 2) {
         AttentionCaseSpec spec{.shape = fmt::format("s{}-c{}-b{}", prefix, context, requests),
-                               .query_heads = 4,
-                               .kv_heads = 4};
+                               .query_heads = heads,
+                               .kv_heads = heads};
         spec.nodes.push_back({.tokens = prefix});
         for (uint32_t i = 0; i < requests; ++i) spec.nodes.push_back({0, context, 1});
         const double b = requests;
@@ -79,7 +79,7 @@ AttentionCaseSpec Levels(const std::vector<uint32_t>& counts, const std::vector<
   return spec;
 }
 
-AttentionShapeSet PatSet() {
+AttentionShapeSet PatSet(uint32_t scale) {
   struct Tree {
     std::vector<uint32_t> counts, lengths;
   };
@@ -106,11 +106,11 @@ AttentionShapeSet PatSet() {
       {{64}, {256}},
   };
   constexpr std::pair<uint32_t, uint32_t> kHeads[] = {{8, 8}, {4, 2}, {8, 2}, {16, 2}};
-  AttentionShapeSet set{
-      .note = "heads 32/32, 16/8, 32/8 and 64/8 divided by four, trees a quarter as wide"};
+  AttentionShapeSet set{.note = "trees a quarter as wide"};
+  if (scale == 1) set.note += ", heads 32/32, 16/8, 32/8 and 64/8 divided by four";
   for (const auto& [query_heads, kv_heads] : kHeads)
     for (const Tree& tree : trees)
-      set.cases.push_back(Levels(tree.counts, tree.lengths, query_heads, kv_heads));
+      set.cases.push_back(Levels(tree.counts, tree.lengths, scale * query_heads, scale * kv_heads));
   return set;
 }
 
@@ -197,9 +197,11 @@ void AddBuiltInTrees(AttentionShapeSet* set) {
   set->cases.push_back(SpeculativeTree(paths, 1000, "speculative-64"));
 }
 
-absl::StatusOr<AttentionShapeSet> DeftSet(const std::string& trees) {
+absl::StatusOr<AttentionShapeSet> DeftSet(const std::string& trees, uint32_t scale) {
   constexpr size_t kTreesOfAFile = 5;
-  AttentionShapeSet set{.note = "heads 8/2 and 8/8 instead of 32/8 and 32/32; built-in trees"};
+  AttentionShapeSet set{.note = scale == 1 ? "heads 8/2 and 8/8 instead of 32/8 and 32/32; "
+                                           : "heads 32/8 and 32/32; "};
+  set.note += "built-in trees";
   AddBuiltInTrees(&set);
   for (const char* name : {"docmergeToT", "set128ToT"}) {
     const std::string path = fmt::format("{}/deft_{}.json.gz", trees, name);
@@ -224,39 +226,80 @@ absl::StatusOr<AttentionShapeSet> DeftSet(const std::string& trees) {
   // The paper's models: Llama-3-8B has 32/8 heads, CodeLlama-7B 32/32.
   for (size_t i = 0, count = set.cases.size(); i < count; ++i) {
     set.cases.push_back(set.cases[i]);
-    set.cases[i].shape += "-h8/2";
-    set.cases.back().kv_heads = 8;
-    set.cases.back().shape += "-h8/8";
+    set.cases[i].query_heads = set.cases.back().query_heads = 8 * scale;
+    set.cases[i].kv_heads = 2 * scale;
+    set.cases.back().kv_heads = 8 * scale;
+    set.cases[i].shape += fmt::format("-h{}/{}", 8 * scale, 2 * scale);
+    set.cases.back().shape += fmt::format("-h{}/{}", 8 * scale, 8 * scale);
   }
   return set;
 }
 
 // ---- random ----------------------------------------------------------------------
 
-AttentionShapeSet RandomSet(uint64_t seed) {
-  AttentionShapeSet set{.note = fmt::format("seed {}", seed)};
-  std::mt19937_64 random(seed);
-  for (int i = 0; i < 20; ++i) {
-    const uint32_t kv_heads = 1u << (random() % 3);
-    AttentionCaseSpec spec{.shape = fmt::format("random-{}-{}", seed, i),
-                           .query_heads = kv_heads << (random() % 3),
-                           .kv_heads = kv_heads,
-                           .head_dim = random() % 2 == 0 ? 64u : 128u};
-    const size_t count = 1 + random() % 60;
-    for (size_t n = 0; n < count; ++n) {
-      const bool root = n == 0 || random() % 10 == 0;
-      const auto tokens = static_cast<uint32_t>(1 + random() % (random() % 3 == 0 ? 1000 : 60));
-      spec.nodes.push_back(
-          {root ? -1 : static_cast<int>(random() % n), tokens, random() % 4 == 0 ? 1u : 0u});
-    }
-    std::vector<bool> inner(count);
-    for (const AttentionNode& node : spec.nodes)
-      if (node.parent >= 0) inner[static_cast<size_t>(node.parent)] = true;
-    for (size_t n = 0; n < count; ++n)
-      if (!inner[n]) spec.nodes[n].sequences = 1;
-    set.cases.push_back(std::move(spec));
+// Draft tokens below a node, each a query: which of them see which is a tree mask.
+void AddDraft(std::mt19937_64& random, int below, AttentionCaseSpec* spec) {
+  const auto first = static_cast<int>(spec->nodes.size());
+  const int count = 4 + static_cast<int>(random() % 29);
+  for (int i = 0; i < count; ++i) {
+    const int parent =
+        i == 0 ? below : first + static_cast<int>(random() % static_cast<uint64_t>(i));
+    spec->nodes.push_back({parent, 1, 1});
   }
+}
+
+AttentionCaseSpec RandomCase(std::mt19937_64& random, const std::string& name) {
+  constexpr uint32_t kDims[] = {64, 128, 256, 96, 8, 576};
+  constexpr DType kTypes[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
+  const uint32_t group = 1u << (random() % 7);
+  const uint32_t kv_heads = group > 8 ? 1 : 1u << (random() % 3);
+  // Mostly what models have.
+  AttentionCaseSpec spec{.query_heads = kv_heads * group,
+                         .kv_heads = kv_heads,
+                         .head_dim = kDims[random() % (random() % 4 == 0 ? 6 : 3)],
+                         .dtype = kTypes[random() % 3]};
+  const bool draft = random() % 3 == 0;
+  const uint32_t queries = draft || random() % 2 == 0 ? 1 : 2 + static_cast<uint32_t>(random() % 7);
+  const size_t count = 1 + random() % (draft ? 8 : 40);
+  for (size_t n = 0; n < count; ++n) {
+    const bool root = n == 0 || random() % 10 == 0;
+    const auto tokens = static_cast<uint32_t>(queries + random() % (random() % 3 == 0 ? 1000 : 60));
+    spec.nodes.push_back(
+        {root ? -1 : static_cast<int>(random() % n), tokens, random() % 4 == 0 ? 1u : 0u, queries});
+  }
+  std::vector<bool> inner(count);
+  for (const AttentionNode& node : spec.nodes)
+    if (node.parent >= 0) inner[static_cast<size_t>(node.parent)] = true;
+  for (size_t n = 0; n < count; ++n) {
+    if (inner[n]) continue;
+    spec.nodes[n].sequences = 1;
+    if (draft) AddDraft(random, static_cast<int>(n), &spec);
+  }
+  spec.shape = fmt::format("{}-{}-h{}/{}-d{}-q{}{}", name, std::string(NameOf(spec.dtype)),
+                           spec.query_heads, kv_heads, spec.head_dim, queries,
+                           draft         ? "-tree"
+                           : queries > 1 ? "-causal"
+                                         : "");
+  return spec;
+}
+
+AttentionShapeSet RandomSet(uint64_t seed) {
+  AttentionShapeSet set{.note = fmt::format("made for it, seed {}", seed)};
+  std::mt19937_64 random(seed);
+  for (int i = 0; i < 40; ++i)
+    set.cases.push_back(RandomCase(random, fmt::format("random-{}-{}", seed, i)));
   return set;
+}
+
+absl::StatusOr<AttentionShapeSet> MakeSet(const AttentionShapeOptions& options) {
+  const uint32_t scale = options.full ? 4 : 1;
+  if (options.set == "chunkattention") return ChunkAttentionSet();
+  if (options.set == "relay") return RelaySet(13 * scale);
+  if (options.set == "pat") return PatSet(scale);
+  if (options.set == "deft") return DeftSet(options.trees, scale);
+  if (options.set == "random") return RandomSet(options.seed);
+  return InvalidArgument("shapes: '{}' is none of {}", options.set,
+                         fmt::join(AttentionShapeSetNames(), ", "));
 }
 
 }  // namespace
@@ -265,15 +308,13 @@ std::vector<std::string> AttentionShapeSetNames() {
   return {"chunkattention", "relay", "pat", "deft", "random"};
 }
 
-absl::StatusOr<AttentionShapeSet> MakeAttentionShapes(const std::string& set,
-                                                      const std::string& trees, uint64_t seed) {
-  if (set == "chunkattention") return ChunkAttentionSet();
-  if (set == "relay") return RelaySet();
-  if (set == "pat") return PatSet();
-  if (set == "deft") return DeftSet(trees);
-  if (set == "random") return RandomSet(seed);
-  return InvalidArgument("shapes: '{}' is none of {}", set,
-                         fmt::join(AttentionShapeSetNames(), ", "));
+absl::StatusOr<AttentionShapeSet> MakeAttentionShapes(const AttentionShapeOptions& options) {
+  TK_ASSIGN_OR_RETURN(AttentionShapeSet set, MakeSet(options));
+  std::erase_if(set.cases, [&](const AttentionCaseSpec& spec) {
+    return spec.shape.find(options.filter) == std::string::npos;
+  });
+  if (!set.cases.empty()) return set;
+  return InvalidArgument("shapes: no name in {} contains '{}'", options.set, options.filter);
 }
 
 }  // namespace turnkeep::bench

@@ -19,7 +19,8 @@ using ::testing::HasSubstr;
 class BenchAttention : public CommandFixture {};
 
 TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
-  const Ran ran = Run({"bench", "attention", "--shapes", "random", "--rounds", "1", "--json"});
+  const Ran ran = Run({"bench", "attention", "--shapes", "random", "--filter", "random-1-1-",
+                       "--rounds", "1", "--json"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const auto json = ran.json();
   std::set<std::string> planners;
@@ -31,13 +32,16 @@ TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
     EXPECT_EQ(row.at("device"), "cpu");
     EXPECT_THAT(row.at("shape").get<std::string>(), HasSubstr("random-1-"));
     EXPECT_LT(row.at("error").get<double>(), 1e-4);
+    for (const char* key : {"replan_us", "step_us"}) EXPECT_GE(row.at(key).get<double>(), 0) << key;
   }
+  EXPECT_GT(json.at("auto_worst").at("speedup").get<double>(), 0);
   EXPECT_EQ(planners,
             (std::set<std::string>{"per_sequence", "two_phase", "relay", "flatten_tree", "auto"}));
 }
 
 TEST_F(BenchAttention, UnknownNamesAreRefusedWithTheOnesThereAre) {
   EXPECT_THAT(Run({"bench", "attention", "--shapes", "all"}).err, HasSubstr("chunkattention"));
+  EXPECT_THAT(Run({"bench", "attention", "--filter", "p9"}).err, HasSubstr("contains 'p9'"));
   EXPECT_THAT(Run({"bench", "attention", "--planner", "best"}).err, HasSubstr("two_phase"));
   EXPECT_THAT(Run({"bench", "attention", "--device", "tpu"}).err, HasSubstr("cpu"));
 }
@@ -62,7 +66,7 @@ Sums SumsOf(const bench::AttentionCaseSpec& spec) {
 
 bench::AttentionCaseSpec ShapeOf(const std::string& set, const std::string& name,
                                  const std::string& trees = "") {
-  const auto made = bench::MakeAttentionShapes(set, trees, 1);
+  const auto made = bench::MakeAttentionShapes({.set = set, .trees = trees});
   EXPECT_TRUE(made.ok()) << made.status();
   for (const auto& spec : made->cases)
     if (spec.shape == name) return spec;
@@ -84,7 +88,28 @@ TEST(AttentionShapes, HoldWhatTheirNamesSay) {
   const Sums tree = SumsOf(ShapeOf("pat", "1,8,64_512,128,32-h16/2"));
   EXPECT_EQ(tree.tokens, 512u + 8 * 128 + 64 * 32);
   EXPECT_EQ(tree.path_tokens, 64u * (512 + 128 + 32));
-  EXPECT_EQ(bench::MakeAttentionShapes("pat", "", 1)->cases.size(), 80u);
+  EXPECT_EQ(bench::MakeAttentionShapes({.set = "pat"})->cases.size(), 80u);
+  EXPECT_EQ(bench::MakeAttentionShapes({.set = "relay"})->cases.size(), 9u * 2 * 8);
+}
+
+TEST(AttentionShapes, TheRandomSetCoversTheContract) {
+  std::set<DType> types;
+  std::set<uint32_t> groups, dims, queries;
+  bool drafts = false;
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    for (const auto& spec : bench::MakeAttentionShapes({.set = "random", .seed = seed})->cases) {
+      types.insert(spec.dtype);
+      groups.insert(spec.query_heads / spec.kv_heads);
+      dims.insert(spec.head_dim);
+      for (const auto& node : spec.nodes) queries.insert(node.query_tokens);
+      drafts |= spec.shape.find("-tree") != std::string::npos;
+    }
+  }
+  EXPECT_EQ(types.size(), 3u);
+  EXPECT_EQ(groups, (std::set<uint32_t>{1, 2, 4, 8, 16, 32, 64}));
+  EXPECT_THAT(dims, ::testing::IsSupersetOf({64u, 128u, 256u}));
+  EXPECT_THAT(queries, ::testing::IsSupersetOf({1u, 2u, 8u}));
+  EXPECT_TRUE(drafts);
 }
 
 TEST(AttentionShapes, TreesAreReadFromFilesAndDamageIsNamed) {
@@ -102,7 +127,7 @@ TEST(AttentionShapes, TreesAreReadFromFilesAndDamageIsNamed) {
   EXPECT_EQ(toy.path_tokens, 7u + 3 + 7 + 5);
   for (const char* damaged : {"{", R"([{"data":{"0":{"value":7,"children":[9]}}}])"}) {
     write(damaged);
-    const auto made = bench::MakeAttentionShapes("deft", folder, 1);
+    const auto made = bench::MakeAttentionShapes({.set = "deft", .trees = folder});
     EXPECT_THAT(MessageOf(made.status()), HasSubstr("set128ToT"));
   }
   std::filesystem::remove_all(folder);

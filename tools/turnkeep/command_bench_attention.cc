@@ -17,8 +17,10 @@ struct AttentionArguments {
   std::string shapes = "chunkattention";
   std::string planner = "all";
   std::string device = "cpu";
-  std::string dtype = "float16";
+  std::string dtype;
   std::string trees = "../shared/traces";
+  std::string filter;
+  bool full = false;
   uint32_t threads = 2;
   uint32_t rounds = 7;
   uint64_t seed = 1;
@@ -30,13 +32,26 @@ Json ToJson(const bench::AttentionRow& row) {
                {"device", "cpu"},
                {"us", row.us},
                {"planning_us", row.planning_us},
+               {"replan_us", row.replan_us},
+               {"step_us", row.step_us},
                {"speedup", row.speedup},
                {"bytes_unique", row.bytes_unique},
                {"floor_us", row.floor_us},
                {"share", row.share()},
                {"error", row.error}};
-  if (row.traffic_bound > 0) json["traffic_bound"] = row.traffic_bound;
+  if (row.traffic_bound > 0) {
+    json["traffic_bound"] = row.traffic_bound;
+    json["traffic_share"] = row.speedup / row.traffic_bound;
+  }
   return json;
+}
+
+// Of the rows of `auto`, which must not be slower than per_sequence.
+const bench::AttentionRow* WorstOfAuto(const bench::AttentionBenchResult& result) {
+  const bench::AttentionRow* worst = nullptr;
+  for (const bench::AttentionRow& row : result.rows)
+    if (row.planner == "auto" && (worst == nullptr || row.speedup < worst->speedup)) worst = &row;
+  return worst;
 }
 
 void Print(const bench::AttentionBenchResult& result, const std::string& note,
@@ -45,6 +60,8 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
                {"PLANNER"},
                {"us", Align::kRight},
                {"PLAN us", Align::kRight},
+               {"JOIN us", Align::kRight},
+               {"STEP us", Align::kRight},
                {"SPEEDUP", Align::kRight},
                {"UNIQUE KV", Align::kRight},
                {"FLOOR us", Align::kRight},
@@ -52,16 +69,21 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
                {"ERROR", Align::kRight}});
   for (const bench::AttentionRow& row : result.rows) {
     table.AddRow({row.shape, row.planner, fmt::format("{:.0f}", row.us),
-                  fmt::format("{:.1f}", row.planning_us), fmt::format("{:.2f}", row.speedup),
+                  fmt::format("{:.1f}", row.planning_us), fmt::format("{:.1f}", row.replan_us),
+                  fmt::format("{:.1f}", row.step_us), fmt::format("{:.2f}", row.speedup),
                   HumanBytes(row.bytes_unique), fmt::format("{:.0f}", row.floor_us),
                   fmt::format("{:.2f}", row.share()), fmt::format("{:.1e}", row.error)});
   }
   invocation.Write(table.Render(invocation.style()));
   invocation.Print(
       "cpu, {}; ceilings of this run: {}/s read, {:.0f} GFLOP/s. Speed-up is over per_sequence, "
-      "planning included.\nScaled to a CPU: {}.\n",
+      "planning from\nnothing (PLAN) included; JOIN is planning after one sequence joined or left, "
+      "STEP after a decode step.\nEvery call reads another copy of the KV, so that no cache holds "
+      "it. Scaled to a CPU: {}.\n",
       result.target, HumanBytes(static_cast<uint64_t>(result.read_bytes_per_s)),
       result.operations_per_s * 1e-9, note);
+  if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
+    invocation.Print("Where auto gains least: {}, {:.3f}.\n", worst->shape, worst->speedup);
 }
 
 absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
@@ -75,15 +97,22 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
   for (const std::string_view name : AttentionPlannerNames())
     if (arguments.planner == "all" || arguments.planner == name)
       options.planners.emplace_back(name);
-  options.dtype = arguments.dtype == "float32"    ? DType::kFloat32
-                  : arguments.dtype == "bfloat16" ? DType::kBFloat16
-                                                  : DType::kFloat16;
   options.threads = arguments.threads;
   options.rounds = arguments.rounds;
+  options.most_rounds = 15 * arguments.rounds;
   options.seed = arguments.seed;
-  TK_ASSIGN_OR_RETURN(
-      const bench::AttentionShapeSet set,
-      bench::MakeAttentionShapes(arguments.shapes, arguments.trees, arguments.seed));
+  TK_ASSIGN_OR_RETURN(bench::AttentionShapeSet set,
+                      bench::MakeAttentionShapes({.set = arguments.shapes,
+                                                  .trees = arguments.trees,
+                                                  .filter = arguments.filter,
+                                                  .seed = arguments.seed,
+                                                  .full = arguments.full}));
+  for (bench::AttentionCaseSpec& spec : set.cases) {
+    if (arguments.dtype.empty()) break;
+    spec.dtype = arguments.dtype == "float32"    ? DType::kFloat32
+                 : arguments.dtype == "bfloat16" ? DType::kBFloat16
+                                                 : DType::kFloat16;
+  }
   Progress bar(invocation.environment(), "shapes");
   options.progress = [&](const std::string&, uint64_t done, uint64_t total) {
     bar.Update(done, total);
@@ -102,6 +131,8 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
                {"operations_per_s", result.operations_per_s},
                {"rows", Json::array()}};
   for (const bench::AttentionRow& row : result.rows) json["rows"].push_back(ToJson(row));
+  if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
+    json["auto_worst"] = {{"shape", worst->shape}, {"speedup", worst->speedup}};
   invocation.WriteJson(json);
   return ExitCode::kOk;
 }
@@ -127,14 +158,16 @@ void AddBenchAttentionCommand(CommandLine& line, CLI::App* group) {
   command->add_option("--device", arguments->device, "Where the plans run")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
-  command->add_option("--dtype", arguments->dtype, "Of queries and KV")
-      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}))
-      ->capture_default_str();
+  command->add_option("--dtype", arguments->dtype, "Of queries and KV, instead of the shapes' own")
+      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
+  command->add_option("--filter", arguments->filter, "Only shapes whose names contain this");
+  command->add_flag("--full", arguments->full,
+                    "As many heads as the papers' models have; takes minutes");
   command->add_option("--trees", arguments->trees, "Folder with deft_*.json.gz, if there is one")
       ->type_name("DIR")
       ->capture_default_str();
   command->add_option("--threads", arguments->threads, "Threads")->capture_default_str();
-  command->add_option("--rounds", arguments->rounds, "Medians are over these")
+  command->add_option("--rounds", arguments->rounds, "Medians are over these or more")
       ->capture_default_str();
   command->add_option("--seed", arguments->seed, "Of the random set and the KV")
       ->capture_default_str();
