@@ -39,7 +39,9 @@ DaemonHarness::~DaemonHarness() {
 }
 
 void DaemonHarness::Start() {
-  StoreOptions store_options{.host_bytes = options_.host_bytes, .clock = options_.clock};
+  StoreOptions store_options{.host_bytes = options_.host_bytes,
+                             .host_segment_bytes = options_.host_segment_bytes,
+                             .clock = options_.clock};
   if (options_.disk_bytes > 0) {
     store_options.data_dir = directory_.path() + "/data";
     store_options.disk_bytes = options_.disk_bytes;

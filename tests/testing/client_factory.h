@@ -19,6 +19,7 @@ namespace turnkeep::testing {
 struct HarnessOptions {
   uint64_t host_bytes = 256 * kMiB;
   uint64_t disk_bytes = 0;  // 0: no disk tier
+  uint64_t host_segment_bytes = 64 * kMiB;
   bool tcp = false;
   bool admin = false;
   Clock* clock = Clock::System();

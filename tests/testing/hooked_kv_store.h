@@ -23,6 +23,8 @@ struct StoreHooks {
   // Of ReadPage and VerifyPage. DataLoss makes the page a damaged one: the ticket ends before its
   // span.
   std::function<absl::Status(size_t span, uint32_t layer)> before_read_page;
+  // Sees, and may change, what a page was read as.
+  std::function<void(std::span<std::byte> page)> after_read_page;
   std::function<absl::Status(uint32_t layer)> before_finish_layer;
   std::function<absl::Status()> before_commit;
   std::function<absl::Status()> before_begin;  // of saves and restores
@@ -147,7 +149,11 @@ class HookedKvStore : public KvStore {
     }
     absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override {
       const absl::Status status = Call(owner_->hooks.before_read_page, span, layer);
-      if (status.ok()) return ticket_->ReadPage(span, layer, destination);
+      if (status.ok()) {
+        const absl::Status read = ticket_->ReadPage(span, layer, destination);
+        if (read.ok() && owner_->hooks.after_read_page) owner_->hooks.after_read_page(destination);
+        return read;
+      }
       // What a caller must not use.
       std::fill(destination.begin(), destination.end(), std::byte{0x7F});
       return Damaged(span, status);

@@ -15,11 +15,12 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
   placement.disk_capacity_bytes = options.disk_bytes;
   placement.high_watermark = options.high_watermark;
   placement.low_watermark = options.low_watermark;
+  placement.write_through = options.write_through;
   cache->placement_ = std::make_unique<Placement>(placement, std::move(host), std::move(disk));
   return cache;
 }
 
-Cache::Found Cache::Find(std::span<const BlockRun> runs) const {
+Found Cache::Find(std::span<const BlockRun> runs) const {
   Found found;
   for (const BlockRun& run : runs) {
     for (uint32_t block = run.first; block < run.first + run.count; ++block) {

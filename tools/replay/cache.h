@@ -27,6 +27,7 @@ struct CacheOptions {
   std::string policy = "lru";
   double high_watermark = 1.0;
   double low_watermark = 1.0;
+  bool write_through = false;  // to disk when saved, not when evicted
 };
 
 // What the tiers hold; an item that is in both counts twice.
@@ -37,15 +38,17 @@ struct TierUse {
   uint64_t mean_bytes() const { return items == 0 ? 0 : bytes / items; }
 };
 
+// Of a prompt: its longest stored prefix, in blocks.
+struct Found {
+  uint32_t host_blocks = 0;
+  uint32_t disk_blocks = 0;
+  uint32_t blocks() const { return host_blocks + disk_blocks; }
+};
+
 class Cache {
  public:
   static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options);
 
-  struct Found {
-    uint32_t host_blocks = 0;
-    uint32_t disk_blocks = 0;
-    uint32_t blocks() const { return host_blocks + disk_blocks; }
-  };
   // The longest prefix of `runs` that is in either tier.
   Found Find(std::span<const BlockRun> runs) const;
 

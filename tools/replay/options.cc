@@ -122,6 +122,14 @@ absl::Status SetOverflow(Text text, Options* options) {
   return absl::OkStatus();
 }
 
+absl::Status SetIdentity(Text text, Options* options) {
+  if (text != "tokens" && text != "hashes") {
+    return InvalidArgument("\"{}\" is not tokens or hashes", text);
+  }
+  options->real.identity = text == "hashes" ? RealIdentity::kHashes : RealIdentity::kTokens;
+  return absl::OkStatus();
+}
+
 constexpr uint64_t kMaxBlocks = uint64_t{1} << 32;
 
 constexpr OptionSpec kSpecs[] = {
@@ -146,6 +154,14 @@ constexpr OptionSpec kSpecs[] = {
      SetOverflow},
     {"chunk-tokens", "N", "Chunk length, a multiple of the trace's blocks; 0: those",
      [](Text v, Options* o) { return SetCount(v, 0, 1u << 20, &o->chunk_tokens); }},
+    {"requests", "N", "Only the first N requests of the trace; 0: all",
+     [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->first_requests); }},
+    {"bytes-per-token", "BYTES", "--real: KV that stands for a token's, a multiple of 4",
+     [](Text v, Options* o) { return SetCount(v, 4, 1u << 20, &o->real.bytes_per_token); }},
+    {"identity", "KIND", "--real: prompts as tokens, or as hashes of the engine's own blocks",
+     SetIdentity},
+    {"write-through", "on|off", "Chunks go to disk when they are saved, not when they are evicted",
+     [](Text v, Options* o) { return SetSwitch(v, &o->write_through); }},
     {"host-gib", "GIB", "Host tier", [](Text v, Options* o) { return SetGib(v, &o->host_gib); }},
     {"disk-gib", "GIB", "Disk tier; 0 turns it off",
      [](Text v, Options* o) { return SetGib(v, &o->disk_gib); }},

@@ -14,6 +14,7 @@
 #include "generator.h"
 #include "model_presets.h"
 #include "readers.h"
+#include "real_store.h"
 #include "simulator.h"
 
 namespace turnkeep::replay {
@@ -31,12 +32,15 @@ struct Options {
   GeneratorOptions generator;  // its window and seed come from the model and --seed
   std::string format = "auto";
   ReadOptions read;
-  uint32_t chunk_tokens = 0;  // 0: the trace's own blocks
+  uint32_t chunk_tokens = 0;    // 0: the trace's own blocks
+  uint64_t first_requests = 0;  // of the trace; 0: all
 
   // Capacities: bytes or blocks; what is not given is 0. Or a share of the live bytes.
   std::optional<double> host_gib, disk_gib;
   std::optional<uint64_t> host_blocks, disk_blocks;
   std::optional<double> host_live_share;
+  std::optional<uint64_t> block_bytes;  // of a chunk's slot, instead of the model's
+  bool write_through = false;
 
   std::string policy = "lru";
   uint64_t lookahead = 0;
@@ -53,6 +57,7 @@ struct Options {
   uint64_t warmup = 0;
   bool decline = true;
   Prices prices;
+  RealOptions real;  // its run name is made
 };
 
 struct OptionSpec {

@@ -4,6 +4,9 @@
 #include <chrono>
 #include <numeric>
 
+#include <absl/time/clock.h>
+#include <fmt/format.h>
+
 #include "core/status.h"
 #include "core/units.h"
 #include "optimum.h"
@@ -67,9 +70,55 @@ Cost CostOf(const Result& result, const Model& model, const Prices& prices) {
   return cost;
 }
 
-}  // namespace
+// What a run of `options` is, but for what is simulated.
+absl::StatusOr<Result> Prepare(const Trace& trace, const Options& options,
+                               SimulatorOptions* simulator) {
+  Result result;
+  result.options = options;
+  result.distinct_blocks = trace.block_count;
+  result.references = trace.reference_count;
+  result.bad_lines = trace.bad_lines;
+  result.chunk_tokens = trace.block_tokens;
+  TK_ASSIGN_OR_RETURN(simulator->model, ModelOf(options));
+  result.block_bytes = options.block_bytes.value_or(
+      RoundUp(simulator->model.kv_bytes_per_token * std::max(trace.block_tokens, 1u), kBlockBytes));
+  TK_RETURN_IF_ERROR(SetCapacities(trace, options, &result));
+  simulator->cache = {.host_bytes = result.host_bytes,
+                      .disk_bytes = result.disk_bytes,
+                      .policy = options.policy,
+                      .high_watermark = options.high_watermark,
+                      .low_watermark = options.low_watermark,
+                      .write_through = options.write_through};
+  simulator->block_bytes = result.block_bytes;
+  simulator->host_bytes_per_s = options.host_gb_per_s * 1e9;
+  simulator->disk_bytes_per_s = options.disk_gb_per_s * 1e9;
+  simulator->queue = options.queue;
+  simulator->batch = options.batch;
+  simulator->lookahead = options.lookahead;
+  simulator->warmup = options.warmup;
+  simulator->decline = options.decline;
+  return result;
+}
 
-absl::StatusOr<Trace> LoadTrace(const Options& options) {
+absl::Status RunIt(const Trace& trace, const SimulatorOptions& simulator, Result* result) {
+  const auto start = std::chrono::steady_clock::now();
+  TK_ASSIGN_OR_RETURN(result->metrics, Simulate(trace, simulator));
+  result->wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const Options& options = result->options;
+  if (!trace.whole_sessions) {
+    const NextUses uses(trace, result->metrics.order);
+    result->has_optimum = true;
+    // What is written through is in both tiers.
+    const uint64_t bytes = options.write_through ? std::max(result->host_bytes, result->disk_bytes)
+                                                 : result->host_bytes + result->disk_bytes;
+    result->optimal_hit_blocks = OptimalHits(uses, bytes / result->block_bytes,
+                                             std::min<uint64_t>(options.warmup, uses.size()));
+  }
+  result->cost = CostOf(*result, simulator.model, options.prices);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Trace> LoadWhole(const Options& options) {
   if (options.trace == "sharegpt") {
     if (options.chunk_tokens != 0) {
       return InvalidArgument("--chunk-tokens: sharegpt's sessions are kept whole");
@@ -89,44 +138,51 @@ absl::StatusOr<Trace> LoadTrace(const Options& options) {
   return Regroup(trace, options.chunk_tokens);
 }
 
+}  // namespace
+
+absl::StatusOr<Trace> LoadTrace(const Options& options) {
+  TK_ASSIGN_OR_RETURN(Trace trace, LoadWhole(options));
+  if (options.first_requests > 0) KeepFirst(options.first_requests, &trace);
+  return trace;
+}
+
 absl::StatusOr<Result> Replay(const Trace& trace, const Options& options,
                               const std::function<void(uint64_t, uint64_t)>& progress) {
-  Result result;
-  result.options = options;
-  result.distinct_blocks = trace.block_count;
-  result.references = trace.reference_count;
-  result.bad_lines = trace.bad_lines;
-  result.chunk_tokens = trace.block_tokens;
   SimulatorOptions simulator;
-  TK_ASSIGN_OR_RETURN(simulator.model, ModelOf(options));
-  result.block_bytes =
-      RoundUp(simulator.model.kv_bytes_per_token * std::max(trace.block_tokens, 1u), kBlockBytes);
-  TK_RETURN_IF_ERROR(SetCapacities(trace, options, &result));
-  simulator.cache = {.host_bytes = result.host_bytes,
-                     .disk_bytes = result.disk_bytes,
-                     .policy = options.policy,
-                     .high_watermark = options.high_watermark,
-                     .low_watermark = options.low_watermark};
-  simulator.block_bytes = result.block_bytes;
-  simulator.host_bytes_per_s = options.host_gb_per_s * 1e9;
-  simulator.disk_bytes_per_s = options.disk_gb_per_s * 1e9;
-  simulator.queue = options.queue;
-  simulator.batch = options.batch;
-  simulator.lookahead = options.lookahead;
-  simulator.warmup = options.warmup;
-  simulator.decline = options.decline;
+  TK_ASSIGN_OR_RETURN(Result result, Prepare(trace, options, &simulator));
   simulator.progress = progress;
-  const auto start = std::chrono::steady_clock::now();
-  TK_ASSIGN_OR_RETURN(result.metrics, Simulate(trace, simulator));
-  result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!trace.whole_sessions) {
-    const NextUses uses(trace, result.metrics.order);
-    result.has_optimum = true;
-    result.optimal_hit_blocks =
-        OptimalHits(uses, (result.host_bytes + result.disk_bytes) / result.block_bytes,
-                    std::min<uint64_t>(options.warmup, uses.size()));
+  TK_RETURN_IF_ERROR(RunIt(trace, simulator, &result));
+  return result;
+}
+
+absl::StatusOr<RealResult> ReplayReal(const Trace& trace, const Options& options, KvStore* store,
+                                      const std::function<void(uint64_t, uint64_t)>& progress) {
+  if (options.lookahead > 0 || options.queue != QueueRule::kNone) {
+    return InvalidArgument("--real: neither --lookahead nor --queue gpu");
   }
-  result.cost = CostOf(result, simulator.model, options.prices);
+  RealOptions real_options = options.real;
+  real_options.run_name = fmt::format("replay-{:x}", absl::ToUnixNanos(absl::Now()));
+  TK_ASSIGN_OR_RETURN(const auto real, RealStore::Open(trace, real_options, store));
+  TK_ASSIGN_OR_RETURN(const StoreStatus status, store->Status());
+  Options as_daemon = options;
+  as_daemon.block_bytes = real->slot_bytes();
+  as_daemon.host_gib = as_daemon.disk_gib = std::nullopt;
+  as_daemon.host_live_share = std::nullopt;
+  as_daemon.host_blocks = status.host.capacity_bytes / *as_daemon.block_bytes;
+  as_daemon.disk_blocks = status.disk.capacity_bytes / *as_daemon.block_bytes;
+  as_daemon.policy = status.policy;
+  as_daemon.write_through = status.durability != "none" && status.disk.capacity_bytes > 0;
+  RealResult result;
+  TK_ASSIGN_OR_RETURN(result.expected, Replay(trace, as_daemon, nullptr));
+  SimulatorOptions simulator;
+  TK_ASSIGN_OR_RETURN(result.real, Prepare(trace, as_daemon, &simulator));
+  simulator.store = real.get();
+  simulator.progress = progress;
+  const absl::Status ran = RunIt(trace, simulator, &result.real);
+  const absl::Status finished = real->Finish();
+  TK_RETURN_IF_ERROR(ran);
+  TK_RETURN_IF_ERROR(finished);
+  result.counts = real->counts();
   return result;
 }
 

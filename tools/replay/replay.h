@@ -11,6 +11,7 @@
 
 #include "metrics.h"
 #include "options.h"
+#include "real_store.h"
 #include "trace.h"
 
 namespace turnkeep::replay {
@@ -40,9 +41,22 @@ struct Result {
   double wall_s = 0;  // of the simulation alone
 };
 
+// A run against a daemon, and the virtual run with the daemon's capacities, policy and slots.
+struct RealResult {
+  Result real;
+  Result expected;
+  RealCounts counts;
+};
+
 absl::StatusOr<Trace> LoadTrace(const Options& options);
 // `trace` is what LoadTrace gave for the same options.
 absl::StatusOr<Result> Replay(const Trace& trace, const Options& options,
                               const std::function<void(uint64_t done, uint64_t total)>& progress);
+// Serves the trace from `store`, one request after another. Tiers and policy are the store's, so
+// that the options' are not used; watermarks are not told by it and must be given. What it saved
+// is dropped again, also after an error.
+absl::StatusOr<RealResult> ReplayReal(
+    const Trace& trace, const Options& options, KvStore* store,
+    const std::function<void(uint64_t done, uint64_t total)>& progress);
 
 }  // namespace turnkeep::replay

@@ -32,9 +32,10 @@ class Simulation {
     }
   }
 
-  Metrics Run() {
+  absl::StatusOr<Metrics> Run() {
     metrics_.order.reserve(trace_.requests.size());
     while (Step()) {
+      TK_RETURN_IF_ERROR(status_);
     }
     metrics_.host_used_bytes = cache_.placement().host().used_bytes;
     metrics_.disk_used_bytes = cache_.placement().disk().used_bytes;
@@ -170,13 +171,17 @@ class Simulation {
     }
     const auto runs = trace_.RunsOf(request);
     if (trace_ahead_) trace_ahead_->Before(index);
-    const Cache::Found found = cache_.Find(runs);
+    const Found found = Find(index, runs);
     const RestorePlan plan = Plan(request, found);
     if (counting_) Count(request, found, plan);
     if (queue_ahead_)
       metrics_.prefetched_used_blocks +=
           std::min(found.host_blocks, queue_ahead_->PrefetchedFor(index));
     const auto now_ns = static_cast<int64_t>(now_s_ * 1e9);
+    if (options_.store != nullptr) {
+      status_.Update(options_.store->Save(index));
+      return plan.ttft_s;
+    }
     if (trace_.whole_sessions) {
       UseSession(request, runs, found.blocks(), now_ns);
     } else {
@@ -186,6 +191,13 @@ class Simulation {
     if (queue_ahead_) queue_ahead_->Served(index);
     cache_.NoteTurn(runs, TurnOf(request), HasPartialTail(request), now_ns);
     return plan.ttft_s;
+  }
+
+  Found Find(uint32_t index, std::span<const BlockRun> runs) {
+    if (options_.store == nullptr) return cache_.Find(runs);
+    const auto found = options_.store->Restore(index);
+    status_.Update(found.status());
+    return found.ok() ? *found : Found{};
   }
 
   static TurnInfo TurnOf(const TraceRequest& request) {
@@ -208,7 +220,7 @@ class Simulation {
     cache_.Use(runs, 0, std::max(bytes, kBlockBytes), now_ns);
   }
 
-  RestorePlan Plan(const TraceRequest& request, const Cache::Found& found) const {
+  RestorePlan Plan(const TraceRequest& request, const Found& found) const {
     const auto kv = static_cast<double>(model_.kv_bytes_per_token);
     double host = double(found.host_blocks) * trace_.block_tokens;
     double disk = double(found.disk_blocks) * trace_.block_tokens;
@@ -237,7 +249,7 @@ class Simulation {
     evicted_before_ = cache_.evicted_blocks();
   }
 
-  void Count(const TraceRequest& request, const Cache::Found& found, const RestorePlan& plan) {
+  void Count(const TraceRequest& request, const Found& found, const RestorePlan& plan) {
     Metrics& m = metrics_;
     ++m.requests;
     m.tokens += request.input_tokens;
@@ -277,6 +289,7 @@ class Simulation {
   std::optional<QueueLookAhead> queue_ahead_;
   uint64_t written_before_ = 0;
   uint64_t evicted_before_ = 0;
+  absl::Status status_;  // of options_.store
 };
 
 }  // namespace

@@ -30,8 +30,17 @@ namespace turnkeep::replay {
 
 enum class QueueRule : uint8_t { kNone, kGpu };
 
+// A store that serves the requests in place of the virtual tiers (real_store.h).
+class RequestStore {
+ public:
+  virtual ~RequestStore() = default;
+  virtual absl::StatusOr<Found> Restore(uint32_t request) = 0;
+  virtual absl::Status Save(uint32_t request) = 0;
+};
+
 struct SimulatorOptions {
   CacheOptions cache;
+  RequestStore* store = nullptr;  // not owned; then `cache` is not used
   Model model;
   uint64_t block_bytes = 0;        // of a slot; ignored with Trace::whole_sessions
   double host_bytes_per_s = 26e9;  // host -> GPU; CachedAttention's PCIe Gen4 x16

@@ -112,6 +112,16 @@ Trace TraceBuilder::Finish() && {
   return std::move(trace_);
 }
 
+void KeepFirst(uint64_t count, Trace* trace) {
+  if (count >= trace->requests.size()) return;
+  trace->requests.resize(count);
+  trace->reference_count = 0;
+  for (TraceRequest& request : trace->requests) {
+    trace->reference_count += request.block_count;
+    if (request.next_turn != kNone && request.next_turn >= count) request.next_turn = kNone;
+  }
+}
+
 Trace Regroup(const Trace& trace, uint32_t chunk_tokens) {
   const uint32_t group = chunk_tokens / trace.block_tokens;
   if (group <= 1) return trace;

@@ -104,6 +104,9 @@ class TraceBuilder {
   std::vector<uint32_t> parents_;  // by block
 };
 
+// Leaves out all but the first `count` requests; block numbers stay.
+void KeepFirst(uint64_t count, Trace* trace);
+
 // The same requests with blocks of `chunk_tokens`, a multiple of the trace's own; what a
 // prompt has beyond its last whole chunk is left out.
 Trace Regroup(const Trace& trace, uint32_t chunk_tokens);

@@ -13,6 +13,7 @@
 #include "plot.h"
 #include "progress.h"
 #include "replay.h"
+#include "replay_rows.h"
 
 namespace turnkeep {
 namespace {
@@ -21,128 +22,13 @@ using replay::Metrics;
 using replay::Options;
 using replay::Ratio;
 using replay::Result;
-using replay::Summarize;
-using replay::Summary;
 
 struct ReplayArguments {
   Options options;
   std::vector<std::string> sweeps;
   std::string plot;
+  std::string real;  // a socket or an address; empty: virtual
 };
-
-Json ToJson(const Result& result) {
-  const Metrics& m = result.metrics;
-  const auto share = [](uint64_t part, uint64_t whole) {
-    return Ratio(static_cast<double>(part), static_cast<double>(whole));
-  };
-  Json json = {
-      {"requests", m.requests},
-      {"policy", result.options.policy},
-      {"host_bytes", result.host_bytes},
-      {"disk_bytes", result.disk_bytes},
-      {"chunk_tokens", result.chunk_tokens},
-      {"block_bytes", result.block_bytes},
-      {"distinct_blocks", result.distinct_blocks},
-      {"block_references", result.references},
-      {"bad_lines", result.bad_lines},
-      {"hit_rate_requests", share(m.hit_requests, m.requests)},
-      {"hit_rate_tokens", share(m.hit_tokens, m.tokens)},
-      {"hit_rate_blocks", share(m.hit_blocks, m.blocks)},
-      {"hit_rate_requests_host", share(m.hit_requests_host, m.requests)},
-      {"hit_rate_tokens_host", share(m.hit_tokens_host, m.tokens)},
-      {"hit_rate_blocks_host", share(m.hit_blocks_host, m.blocks)},
-      {"hit_rate_requests_disk", share(m.hit_requests - m.hit_requests_host, m.requests)},
-      {"hit_rate_tokens_disk", share(m.hit_tokens - m.hit_tokens_host, m.tokens)},
-      {"hit_rate_blocks_disk", share(m.hit_blocks_disk, m.blocks)},
-      {"share_of_hits_host", share(m.hit_blocks_host, m.hit_blocks)},
-  };
-  json["optimal_hit_rate_blocks"] = nullptr;
-  json["share_of_optimal"] = nullptr;
-  if (result.has_optimum) {
-    json["optimal_hit_rate_blocks"] = share(result.optimal_hit_blocks, m.blocks);
-    json["share_of_optimal"] =
-        result.optimal_hit_blocks == 0 ? 1.0 : share(m.hit_blocks, result.optimal_hit_blocks);
-  }
-  const auto add = [&](const std::string& name, const Summary& summary) {
-    json[name + "_mean"] = summary.mean;
-    json[name + "_p50"] = summary.p50;
-    json[name + "_p99"] = summary.p99;
-  };
-  add("ttft_s", Summarize(m.ttft_with));
-  add("ttft_without_s", Summarize(m.ttft_without));
-  json["queue_wait_s_mean"] = Ratio(m.wait_s, static_cast<double>(m.requests));
-  json["queue_peak"] = m.peak_queue;
-  json["prefill_throughput_ratio"] = Ratio(m.prefill_s_without, m.prefill_s_with);
-  json["gpu_time_ratio"] = Ratio(m.gpu_s_without, m.gpu_s_with);
-  json["gpu_s"] = m.gpu_s_with;
-  json["gpu_without_s"] = m.gpu_s_without;
-  json["cost_usd"] = result.cost.with();
-  json["cost_without_usd"] = result.cost.gpu_without;
-  json["cost_storage_usd"] = result.cost.dram + result.cost.disk;
-  json["disk_written_bytes"] = m.disk_written_bytes;
-  json["prefetched_blocks"] = m.prefetched_blocks;
-  json["prefetch_accuracy"] = m.prefetched_blocks == 0
-                                  ? Json(nullptr)
-                                  : Json(share(m.prefetched_used_blocks, m.prefetched_blocks));
-  json["declined_restores"] = m.declined_restores;
-  json["evicted_blocks"] = m.evicted_blocks;
-  json["simulated_s"] = m.span_s;
-  json["wall_s"] = result.wall_s;
-  json["references_per_s"] = Ratio(static_cast<double>(result.references), result.wall_s);
-  return json;
-}
-
-std::string Percent(double share) { return fmt::format("{:.1f}%", 100 * share); }
-
-void Print(const std::vector<std::string>& labels, const std::vector<Result>& results,
-           Invocation& invocation) {
-  const Result& first = results.front();
-  invocation.Print("{} requests, {} block references, {} distinct blocks of {} tokens\n",
-                   HumanCount(first.metrics.requests), HumanCount(first.references),
-                   HumanCount(first.distinct_blocks), first.chunk_tokens);
-  if (first.bad_lines > 0) {
-    invocation.Print("{} bad lines left out\n", HumanCount(first.bad_lines));
-  }
-  Table table({{"RUN"},
-               {"POLICY"},
-               {"HOST", Align::kRight},
-               {"DISK", Align::kRight},
-               {"REQUESTS", Align::kRight},
-               {"TOKENS", Align::kRight},
-               {"BLOCKS", Align::kRight},
-               {"HOST HITS", Align::kRight},
-               {"OPTIMUM", Align::kRight},
-               {"OF IT", Align::kRight},
-               {"TTFT mean", Align::kRight},
-               {"p50", Align::kRight},
-               {"p99", Align::kRight},
-               {"WITHOUT", Align::kRight},
-               {"PREFILL", Align::kRight},
-               {"GPU", Align::kRight},
-               {"COST", Align::kRight},
-               {"WRITTEN", Align::kRight},
-               {"DECLINED", Align::kRight}});
-  const auto times = [](double ratio) { return fmt::format("{:.2f}x", ratio); };
-  for (size_t i = 0; i < results.size(); ++i) {
-    const Json json = ToJson(results[i]);
-    const auto number = [&](const char* key) { return json[key].get<double>(); };
-    const auto rate = [&](const char* key) {
-      return json[key].is_null() ? std::string("-") : Percent(number(key));
-    };
-    table.AddRow(
-        {labels[i], results[i].options.policy, HumanBytes(results[i].host_bytes),
-         HumanBytes(results[i].disk_bytes), rate("hit_rate_requests"), rate("hit_rate_tokens"),
-         rate("hit_rate_blocks"), rate("share_of_hits_host"), rate("optimal_hit_rate_blocks"),
-         rate("share_of_optimal"), HumanSeconds(number("ttft_s_mean")),
-         HumanSeconds(number("ttft_s_p50")), HumanSeconds(number("ttft_s_p99")),
-         HumanSeconds(number("ttft_without_s_mean")), times(number("prefill_throughput_ratio")),
-         times(number("gpu_time_ratio")),
-         fmt::format("{:+.0f}%", 100 * (Ratio(number("cost_usd"), number("cost_without_usd")) - 1)),
-         HumanBytes(results[i].metrics.disk_written_bytes),
-         HumanCount(results[i].metrics.declined_restores)});
-  }
-  invocation.Write(table.Render(invocation.style()));
-}
 
 // Every combination of the sweeps' values, the last sweep running fastest.
 absl::Status Expand(const ReplayArguments& arguments, std::vector<Options>* runs,
@@ -212,7 +98,77 @@ absl::Status WritePlot(const std::string& path, const std::vector<std::string>& 
   return absl::OkStatus();
 }
 
+// A path is a socket; "tcp://HOST:PORT" and "HOST:PORT" are addresses.
+absl::StatusOr<Connection> ConnectTo(Invocation& invocation, const std::string& where) {
+  constexpr std::string_view kTcp = "tcp://";
+  GlobalOptions global;
+  global.timeout = invocation.timeout();
+  const bool tcp = where.starts_with(kTcp);
+  if (tcp || (where.find('/') == std::string::npos && where.find(':') != std::string::npos)) {
+    global.tcp = tcp ? where.substr(kTcp.size()) : where;
+  } else {
+    global.socket = where;
+  }
+  return invocation.environment().connect(global);
+}
+
+Json RealRow(const replay::RealResult& result) {
+  const replay::RealCounts& counts = result.counts;
+  Json json = ReplayRow(result.real);
+  json["wrong_bytes"] = counts.wrong_bytes;
+  json["verified_bytes"] = counts.verified_bytes;
+  json["saved_bytes"] = counts.saved_bytes;
+  json["damaged_pages"] = counts.damaged_pages;
+  json["short_saves"] = counts.short_saves;
+  const auto add = [&](const std::string& name, const std::vector<float>& values) {
+    const replay::Summary summary = replay::Summarize(values);
+    json[name + "_mean"] = summary.mean;
+    json[name + "_p50"] = summary.p50;
+    json[name + "_p99"] = summary.p99;
+  };
+  add("restore_s", counts.restore_s);
+  add("save_s", counts.save_s);
+  const Json expected = ReplayRow(result.expected);
+  for (const char* key : {"hit_rate_requests", "hit_rate_tokens", "hit_rate_blocks",
+                          "hit_rate_blocks_host", "hit_rate_blocks_disk"}) {
+    json["virtual_" + std::string(key)] = expected[key];
+  }
+  return json;
+}
+
+absl::StatusOr<ExitCode> RunReal(Invocation& invocation, const ReplayArguments& arguments) {
+  if (!arguments.sweeps.empty()) return InvalidArgument("--real: no --sweep beside it");
+  TK_ASSIGN_OR_RETURN(const replay::Trace trace, replay::LoadTrace(arguments.options));
+  TK_ASSIGN_OR_RETURN(const Connection connection, ConnectTo(invocation, arguments.real));
+  Progress progress(invocation.environment(), "replay");
+  const uint64_t bytes =
+      trace.reference_count * trace.block_tokens * arguments.options.real.bytes_per_token;
+  const auto show = [&](uint64_t done, uint64_t total) {
+    progress.Update(static_cast<uint64_t>(double(bytes) * Ratio(double(done), double(total))),
+                    bytes);
+  };
+  TK_ASSIGN_OR_RETURN(const replay::RealResult result,
+                      replay::ReplayReal(trace, arguments.options, connection.store, show));
+  const std::vector<std::string> labels = {"virtual", "real"};
+  const std::vector<Result> results = {result.expected, result.real};
+  if (!arguments.plot.empty()) TK_RETURN_IF_ERROR(WritePlot(arguments.plot, labels, results));
+  const replay::RealCounts& counts = result.counts;
+  if (invocation.json()) {
+    invocation.WriteJson(RealRow(result));
+  } else {
+    PrintReplayRows(labels, results, invocation);
+    invocation.Print("{} compared, {} bytes wrong; {} pages damaged, {} saves cut short\n",
+                     HumanBytes(counts.verified_bytes), HumanCount(counts.wrong_bytes),
+                     HumanCount(counts.damaged_pages), HumanCount(counts.short_saves));
+  }
+  if (counts.wrong_bytes == 0) return ExitCode::kOk;
+  invocation.Complain(fmt::format("{} wrong bytes; the first: {}", HumanCount(counts.wrong_bytes),
+                                  counts.first_wrong));
+  return ExitCode::kProblemFound;
+}
+
 absl::StatusOr<ExitCode> RunReplay(Invocation& invocation, const ReplayArguments& arguments) {
+  if (!arguments.real.empty()) return RunReal(invocation, arguments);
   std::vector<Options> runs;
   std::vector<std::string> labels;
   TK_RETURN_IF_ERROR(Expand(arguments, &runs, &labels));
@@ -236,13 +192,13 @@ absl::StatusOr<ExitCode> RunReplay(Invocation& invocation, const ReplayArguments
     TK_RETURN_IF_ERROR(WritePlot(arguments.plot, labels, results));
   }
   if (!invocation.json()) {
-    Print(labels, results, invocation);
+    PrintReplayRows(labels, results, invocation);
   } else if (arguments.sweeps.empty()) {
-    invocation.WriteJson(ToJson(results.front()));
+    invocation.WriteJson(ReplayRow(results.front()));
   } else {
     Json json = {{"runs", Json::array()}};
     for (size_t i = 0; i < results.size(); ++i) {
-      Json run = ToJson(results[i]);
+      Json run = ReplayRow(results[i]);
       run["run"] = labels[i];
       json["runs"].push_back(run);
     }
@@ -260,7 +216,8 @@ void AddReplayCommand(CommandLine& line) {
       {"turnkeep replay conversation.jsonl.gz --host-blocks 10000",
        "turnkeep replay agent.jsonl.gz --host-live-share 0.1 --json",
        "turnkeep replay sharegpt --model llama-13b --queue gpu --host-gib 119 --disk-gib 9313",
-       "turnkeep replay trace.csv --host-gib 64 --disk-gib 512 --sweep host-gib=16,32,64"});
+       "turnkeep replay trace.csv --host-gib 64 --disk-gib 512 --sweep host-gib=16,32,64",
+       "turnkeep replay trace.csv --real /tmp/tk/turnkeep.sock --watermarks 0.95:0.9"});
   const auto arguments = std::make_shared<ReplayArguments>();
   command
       ->add_option("trace", arguments->options.trace,
@@ -285,6 +242,13 @@ void AddReplayCommand(CommandLine& line) {
       ->add_option("--sweep", arguments->sweeps,
                    "One run for each value of an option; several sweeps: each combination")
       ->type_name("OPTION=V,V,...");
+  command
+      ->add_option(
+          "--real", arguments->real,
+          "Against the daemon at this socket or address, with generated KV of which every\n"
+          "restored byte is compared; capacities and policy are the daemon's, and\n"
+          "--watermarks must be too. Exit code 1: bytes were wrong")
+      ->type_name("SOCKET|HOST:PORT");
   command
       ->add_option("--plot", arguments->plot,
                    "Draws hit rate against capacity for each policy, and TTFT")
