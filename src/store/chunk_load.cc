@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <utility>
 
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+
 #include "core/check.h"
 #include "core/slot_access.h"
 #include "core/status.h"
@@ -157,10 +160,12 @@ ExtentRead StoreImpl::MakeRead(const std::shared_ptr<RestoreJob>& job,
           .offset = read.offset,
           .buffer = load->target.memory.subspan(read.offset, read.bytes),
           .done = [this, job, load, index](const absl::Status& status, uint64_t) {
-            ReadEnded(job, load, index, status);
-            // Last, because the destructor waits for it.
-            absl::MutexLock lock(&state_.mu);
-            --reads_running_;
+            boost::asio::post(*verifiers_, [this, job, load, index, status] {
+              ReadEnded(job, load, index, status);
+              // Last, because the destructor waits for it.
+              absl::MutexLock lock(&state_.mu);
+              --reads_running_;
+            });
           }};
 }
 

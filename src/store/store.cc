@@ -4,6 +4,7 @@
 #include <absl/synchronization/notification.h>
 #include <absl/time/clock.h>
 #include <openssl/rand.h>
+#include <boost/asio/thread_pool.hpp>
 
 #include "core/check.h"
 #include "core/slot_access.h"
@@ -126,6 +127,8 @@ absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options)
   }
   store->opened_ns_ = store->state_.NowNs();
   if (!store->state_.options.data_dir.empty()) TK_RETURN_IF_ERROR(store->OpenDisk());
+  store->verifiers_ = std::make_unique<boost::asio::thread_pool>(
+      std::clamp(std::thread::hardware_concurrency() / 4, 1u, 4u));
   store->writer_ = std::make_unique<DiskWriter>(&store->state_);
   TK_RETURN_IF_ERROR(store->StartRun());
   return store;
@@ -225,6 +228,7 @@ StoreImpl::~StoreImpl() {
     };
     state_.mu.Await(absl::Condition(&no_reads));
   }
+  verifiers_.reset();
   writer_.reset();
   {
     absl::MutexLock lock(&state_.mu);

@@ -29,6 +29,10 @@
 #include "store/state.h"
 #include "store/store.h"
 
+namespace boost::asio {
+class thread_pool;
+}
+
 namespace turnkeep {
 
 class SaveTask;
@@ -218,7 +222,10 @@ class StoreImpl final : public Store, private SegmentObserver {
   std::unique_ptr<DiskWriter> writer_;
   std::function<void(uint32_t)> released_segments_ ABSL_GUARDED_BY(state_.mu);
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<ChunkLoad>> loads_ ABSL_GUARDED_BY(state_.mu);
-  // Reads whose callbacks have not returned; the destructor waits for them.
+  // Threads that check what has been read. Not the device's, which has its own work; several,
+  // because a good drive reads more than one thread hashes.
+  std::unique_ptr<boost::asio::thread_pool> verifiers_;
+  // Reads that are under way or being checked; the destructor waits for them.
   uint64_t reads_running_ ABSL_GUARDED_BY(state_.mu) = 0;
   // Numbers whose index record has not been written yet; every call tries again.
   std::set<uint16_t> unwritten_tenants_ ABSL_GUARDED_BY(state_.mu);
