@@ -1,6 +1,7 @@
 #include "kernels/attention_cuda.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -14,6 +15,9 @@ namespace turnkeep {
 namespace {
 
 static_assert(sizeof(CudaSegment) == sizeof(AttentionPlan::Segment), "uploaded as it stands");
+static_assert(static_cast<uint32_t>(DType::kFloat32) == kCudaAttentionFloat32 &&
+              static_cast<uint32_t>(DType::kFloat16) == kCudaAttentionFloat16 &&
+              static_cast<uint32_t>(DType::kBFloat16) == kCudaAttentionBFloat16);
 
 // Device memory that grows. Move-only by its owner, freed by its destructor.
 class Buffer {
@@ -61,11 +65,18 @@ class Blob {
   std::vector<std::byte> bytes_;
 };
 
+// Tells uploads of all executors apart; 0: none.
+uint64_t NextUpload() {
+  static std::atomic<uint64_t> last{0};  // relaxed: only has to be unique
+  return last.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
 uint32_t KindOf(uint32_t rows) { return rows <= 1 ? 0 : rows == 2 ? 1 : rows <= 4 ? 2 : 3; }
 
 absl::Status Check(const AttentionShape& shape, const AttentionPlan& plan) {
-  if (shape.dtype != DType::kFloat16 && shape.dtype != DType::kBFloat16)
-    return InvalidArgument("attention on CUDA: dtype must be float16 or bfloat16");
+  if (shape.dtype != DType::kFloat32 && shape.dtype != DType::kFloat16 &&
+      shape.dtype != DType::kBFloat16)
+    return InvalidArgument("attention on CUDA: dtype must be float32, float16 or bfloat16");
   if (shape.head_dim != 64 && shape.head_dim != 128 && shape.head_dim != 256)
     return InvalidArgument("attention on CUDA: head_dim {} is not 64, 128 or 256", shape.head_dim);
   const uint64_t slot_limit = uint64_t{1} << 32;
@@ -78,9 +89,18 @@ absl::Status Check(const AttentionShape& shape, const AttentionPlan& plan) {
 
 }  // namespace
 
+struct CudaAttentionScores::State {
+  Buffer values;
+  uint64_t upload = 0;
+};
+
+CudaAttentionScores::CudaAttentionScores() : state_(std::make_unique<State>()) {}
+CudaAttentionScores::~CudaAttentionScores() = default;
+
 struct CudaAttention::State {
   CudaAttentionParams params = {};
-  bool uploaded = false;
+  uint64_t upload = 0;  // 0: none
+  uint64_t score_count = 0;
   Blob blob;  // kept for its memory
   Buffer plan;
   Buffer slots;
@@ -90,16 +110,18 @@ struct CudaAttention::State {
   absl::Status Reserve(const AttentionPlan& from, uint64_t slot_count);
 };
 
-// Work lists by kind, in the plan's order.
+// Work lists by kind, in the plan's order. Of float32, rows past the fourth are work of their own.
 void CudaAttention::State::AddWork(const AttentionPlan& from, uint32_t group,
                                    std::vector<CudaWork>* work) {
+  const bool streams_all = params.dtype == kCudaAttentionFloat32;
   for (uint32_t kind = 0; kind < kCudaWorkKinds; ++kind) {
     params.work_begin[kind] = static_cast<uint32_t>(work->size());
     for (uint32_t unit = 0; unit < from.units.size(); ++unit) {
       const uint32_t rows = from.units[unit].query_count * group;
-      if (rows == 0 || KindOf(rows) != kind) continue;
-      for (uint32_t row = 0; row < rows; row += rows <= kCudaFewRows ? rows : kCudaTileRows)
-        work->push_back({unit, row});
+      const uint32_t unit_kind = streams_all ? std::min(KindOf(rows), 2u) : KindOf(rows);
+      if (rows == 0 || unit_kind != kind) continue;
+      const uint32_t step = unit_kind == 3 ? kCudaTileRows : kCudaFewRows;
+      for (uint32_t row = 0; row < rows; row += step) work->push_back({unit, row});
     }
   }
   params.work_begin[kCudaWorkKinds] = static_cast<uint32_t>(work->size());
@@ -123,23 +145,25 @@ CudaAttention::~CudaAttention() = default;
 absl::Status CudaAttention::Upload(const AttentionShape& shape, const AttentionPlan& plan,
                                    void* stream) {
   State& s = *state_;
-  s.uploaded = false;
+  s.upload = 0;
   TK_RETURN_IF_ERROR(Check(shape, plan));
   CudaAttentionParams& p = s.params;
   p.query_heads = shape.query_heads;
   p.kv_heads = shape.kv_heads;
   p.head_dim = shape.head_dim;
   p.page_tokens = shape.page_tokens;
-  p.is_bfloat16 = shape.dtype == DType::kBFloat16;
+  p.dtype = static_cast<uint32_t>(shape.dtype);
   p.scale_log2 = shape.scale * 1.44269504f;
   p.unit_count = static_cast<uint32_t>(plan.units.size());
   p.row_count = plan.row_count;
 
   std::vector<CudaUnit> units;
   uint64_t slot_count = 0;
+  uint64_t score_count = 0;
   for (const AttentionPlan::Unit& unit : plan.units) {
     units.push_back({.first_mask = unit.first_mask,
                      .first_slot = slot_count,
+                     .first_score = score_count,
                      .first_segment = unit.first_segment,
                      .segment_count = unit.segment_count,
                      .token_count = unit.token_count,
@@ -147,6 +171,7 @@ absl::Status CudaAttention::Upload(const AttentionShape& shape, const AttentionP
                      .query_count = unit.query_count,
                      .unused = 0});
     slot_count += unit.token_count;
+    score_count += uint64_t{unit.query_count} * shape.query_heads * ScorePitch(unit.token_count);
   }
   std::vector<CudaWork> work;
   s.AddWork(plan, shape.query_heads / shape.kv_heads, &work);
@@ -175,12 +200,36 @@ absl::Status CudaAttention::Upload(const AttentionShape& shape, const AttentionP
                  fmt::format("attention: upload of a plan of {} bytes", s.blob.bytes().size())));
   TK_RETURN_IF_ERROR(CudaStatus(LaunchExpandSlots(p, stream),
                                 fmt::format("attention: {} units' slots", units.size())));
-  s.uploaded = true;
+  s.upload = NextUpload();
+  s.score_count = score_count;
   return absl::OkStatus();
 }
 
-absl::Status CudaAttention::Run(const PagedKv& kv, const AttentionTensors& tensors, void* stream) {
-  if (!state_->uploaded) return FailedPrecondition("attention on CUDA: no plan is uploaded");
+absl::Status CudaAttention::Run(const PagedKv& kv, const AttentionTensors& tensors, void* stream,
+                                CudaAttentionScores* scores) {
+  float* kept = nullptr;
+  if (scores != nullptr && state_->upload != 0) {
+    CudaAttentionScores::State& s = *scores->state_;
+    s.upload = 0;
+    TK_RETURN_IF_ERROR(
+        s.values.Reserve(std::max<uint64_t>(state_->score_count, 1) * sizeof(float)));
+    s.upload = state_->upload;
+    kept = reinterpret_cast<float*>(s.values.data());
+  }
+  return Launch(kv, tensors, kept, /*apply=*/false, stream);
+}
+
+absl::Status CudaAttention::ApplyWeights(const PagedKv& kv, const CudaAttentionScores& scores,
+                                         const AttentionTensors& tensors, void* stream) {
+  const CudaAttentionScores::State& s = *scores.state_;
+  if (state_->upload != 0 && s.upload != state_->upload)
+    return FailedPrecondition("attention on CUDA: the scores are not of the uploaded plan");
+  return Launch(kv, tensors, reinterpret_cast<float*>(s.values.data()), /*apply=*/true, stream);
+}
+
+absl::Status CudaAttention::Launch(const PagedKv& kv, const AttentionTensors& tensors,
+                                   float* scores, bool apply, void* stream) {
+  if (state_->upload == 0) return FailedPrecondition("attention on CUDA: no plan is uploaded");
   for (const void* pointer :
        {static_cast<const void*>(kv.keys), static_cast<const void*>(kv.values),
         static_cast<const void*>(tensors.queries), static_cast<const void*>(tensors.output)})
@@ -198,6 +247,8 @@ absl::Status CudaAttention::Run(const PagedKv& kv, const AttentionTensors& tenso
   p.query_rows = tensors.queries;
   p.output = tensors.output;
   p.lse = tensors.lse;
+  p.scores = scores;
+  p.apply = apply ? 1 : 0;
   TK_RETURN_IF_ERROR(CudaStatus(LaunchFewRows(p, stream), "attention: units with few rows"));
   TK_RETURN_IF_ERROR(CudaStatus(LaunchManyRows(p, stream), "attention: units with many rows"));
   return CudaStatus(LaunchMerge(p, stream), "attention: merge");

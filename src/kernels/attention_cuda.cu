@@ -4,7 +4,11 @@
 // token's row of head_dim 16-bit elements is read by head_dim / 8 lanes, 16 bytes each, so that a
 // block holds 1024 / head_dim groups of lanes; group i takes tokens i·4 … i·4 + 3, then those
 // 4 · groups further. Each keeps (max, sum, o) of its own and they are merged through shared
-// memory. Bytes: 2 · head_dim · 2 a token and KV head, once for all rows of the unit.
+// memory. Bytes: 2 · head_dim · 2 a token and KV head, once for all rows of the unit; of float32,
+// which has no other kernel, twice that for every four rows.
+//
+// Applying the weights of an earlier layer (Shared Attention, section 3) reads values and 4 bytes a
+// kept score, and no keys.
 #include "kernels/attention_cuda_device.cuh"
 
 namespace turnkeep {
@@ -28,9 +32,29 @@ __global__ void ExpandSlots(CudaAttentionParams p) {
   }
 }
 
+// Eight elements of a row, as they lie in memory: one load of 16 bytes, of float32 two.
 template <class T>
-__device__ void Unpack(const uint4& from, float* to) {
-  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
+struct Raw {
+  uint4 words[sizeof(T) / 2];
+
+  __device__ static Raw Zero() {
+    Raw raw;
+#pragma unroll
+    for (uint4& word : raw.words) word = make_uint4(0, 0, 0, 0);
+    return raw;
+  }
+  __device__ static Raw Load(const T* from) {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < sizeof(T) / 2; ++i)
+      raw.words[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+    return raw;
+  }
+};
+
+template <class T>
+__device__ void Unpack(const Raw<T>& from, float* to) {
+  const uint32_t words[4] = {from.words[0].x, from.words[0].y, from.words[0].z, from.words[0].w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 pair = ToFloats<T>(words[i]);
@@ -38,16 +62,62 @@ __device__ void Unpack(const uint4& from, float* to) {
     to[2 * i + 1] = pair.y;
   }
 }
+template <>
+__device__ void Unpack<float>(const Raw<float>& from, float* to) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    to[4 * i] = __uint_as_float(from.words[i].x);
+    to[4 * i + 1] = __uint_as_float(from.words[i].y);
+    to[4 * i + 2] = __uint_as_float(from.words[i].z);
+    to[4 * i + 3] = __uint_as_float(from.words[i].w);
+  }
+}
 
-template <class T, int kDim, int kRows>
+// Groups' results of the block's rows become the unit's. `kApply`: they are sums already weighted.
+template <int kDim, int kRows, bool kApply>
+struct GroupMemory {
+  static constexpr uint32_t kGroups = kThreads / (kDim / 8);
+  float output[kRows][kGroups][kDim];
+  float max[kRows][kGroups];
+  float sum[kRows][kGroups];
+
+  __device__ void Write(const CudaAttentionParams& p, const CudaUnit& unit, uint32_t kv_head,
+                        uint32_t first_row, uint32_t row_count) const {
+    for (uint32_t i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+      const uint32_t r = i / kDim;
+      if (first_row + r >= row_count) break;
+      float largest = -INFINITY;
+      for (uint32_t g = 0; g < kGroups && !kApply; ++g) largest = fmaxf(largest, max[r][g]);
+      float total = 0;
+      float value = 0;
+      for (uint32_t g = 0; g < kGroups; ++g) {
+        float weight = 1;
+        if (!kApply) {
+          weight = max[r][g] == -INFINITY ? 0 : exp2f(max[r][g] - largest);
+          total = fmaf(weight, sum[r][g], total);
+        }
+        value = fmaf(weight, output[r][g][i % kDim], value);
+      }
+      const RowResult result = RowResult::Of(p, unit, kv_head, first_row + r);
+      if (kApply) {
+        result.output[i % kDim] = value;
+        continue;
+      }
+      result.output[i % kDim] = total > 0 ? value / total : 0;
+      if (i % kDim == 0) *result.lse = LseOf(largest, total);
+    }
+  }
+};
+
+// Up to kRows rows of a unit from the work's first row on.
+template <class T, int kDim, int kRows, bool kApply>
 __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint32_t first_work) {
   constexpr uint32_t kLanes = kDim / 8;
   constexpr uint32_t kGroups = kThreads / kLanes;
-  __shared__ float shared_output[kRows][kGroups][kDim];
-  __shared__ float shared_max[kRows][kGroups];
-  __shared__ float shared_sum[kRows][kGroups];
+  __shared__ GroupMemory<kDim, kRows, kApply> shared;
 
-  const CudaUnit unit = p.units[p.work[first_work + blockIdx.x].unit];
+  const CudaWork work = p.work[first_work + blockIdx.x];
+  const CudaUnit unit = p.units[work.unit];
   const uint32_t kv_head = blockIdx.y;
   const uint32_t group = threadIdx.x / kLanes;
   const uint32_t lane = threadIdx.x % kLanes;
@@ -55,20 +125,25 @@ __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint3
 
   float q[kRows][8];
   float o[kRows][8];
-  float max_score[kRows];
+  float max_score[kRows];  // kApply: the log-sum-exp
   float sum[kRows];
   Visibility sees[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    sees[r] = Visibility::Of(p, unit, r);
-    max_score[r] = -INFINITY;
+    const uint32_t row = work.first_row + r;
+    sees[r] = Visibility::Of(p, unit, row);
+    max_score[r] = kApply ? INFINITY : -INFINITY;
     sum[r] = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) q[r][i] = o[r][i] = 0;
-    if (r >= row_count) continue;
-    const T* const from =
-        static_cast<const T*>(p.query_rows) + TensorRow(p, unit, kv_head, r) * kDim + lane * 8;
-    Unpack<T>(*reinterpret_cast<const uint4*>(from), q[r]);
+    if (row >= row_count) continue;
+    if (kApply) {
+      max_score[r] = WeightLse(p, unit, kv_head, row);
+      continue;
+    }
+    Unpack<T>(Raw<T>::Load(static_cast<const T*>(p.query_rows) +
+                           TensorRow(p, unit, kv_head, row) * kDim + lane * 8),
+              q[r]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) q[r][i] *= p.scale_log2;
   }
@@ -77,19 +152,30 @@ __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint3
   // All lanes of a warp stay in the loop together, for the shuffles.
   for (uint32_t base = 0; base < unit.token_count; base += kGroups * kTokensAtOnce) {
     const uint32_t first = base + group * kTokensAtOnce;
-    uint4 keys[kTokensAtOnce];
-    uint4 values[kTokensAtOnce];
-#pragma unroll
-    for (int t = 0; t < kTokensAtOnce; ++t) {
-      keys[t] = values[t] = make_uint4(0, 0, 0, 0);
-      if (first + t >= unit.token_count) continue;
-      const uint64_t at = TokenAt(p, kv_head, __ldg(slots + first + t)) + lane * 8;
-      keys[t] = __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(p.keys) + at));
-      values[t] = __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(p.values) + at));
-    }
+    Raw<T> keys[kTokensAtOnce];
+    Raw<T> values[kTokensAtOnce];
     float scores[kRows][kTokensAtOnce];
 #pragma unroll
     for (int t = 0; t < kTokensAtOnce; ++t) {
+      keys[t] = values[t] = Raw<T>::Zero();
+      if (first + t >= unit.token_count) continue;
+      const uint64_t at = TokenAt(p, kv_head, __ldg(slots + first + t)) + lane * 8;
+      if (!kApply) keys[t] = Raw<T>::Load(static_cast<const T*>(p.keys) + at);
+      values[t] = Raw<T>::Load(static_cast<const T*>(p.values) + at);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows && kApply; ++r) {
+      float4 four = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+      if (work.first_row + r < row_count && first < unit.token_count)
+        four = __ldg(reinterpret_cast<const float4*>(
+            RowScores(p, unit, kv_head, work.first_row + r) + first));
+      scores[r][0] = exp2f(four.x - max_score[r]);
+      scores[r][1] = exp2f(four.y - max_score[r]);
+      scores[r][2] = exp2f(four.z - max_score[r]);
+      scores[r][3] = exp2f(four.w - max_score[r]);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokensAtOnce && !kApply; ++t) {
       float k[8];
       Unpack<T>(keys[t], k);
 #pragma unroll
@@ -104,7 +190,11 @@ __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint3
       }
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows && !kApply; ++r) {
+      if (p.scores != nullptr && lane == 0 && first < unit.token_count &&
+          work.first_row + r < row_count)
+        *reinterpret_cast<float4*>(RowScores(p, unit, kv_head, work.first_row + r) + first) =
+            make_float4(scores[r][0], scores[r][1], scores[r][2], scores[r][3]);
       float largest = max_score[r];
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) largest = fmaxf(largest, scores[r][t]);
@@ -135,29 +225,14 @@ __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint3
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) shared_output[r][group][lane * 8 + i] = o[r][i];
+    for (int i = 0; i < 8; ++i) shared.output[r][group][lane * 8 + i] = o[r][i];
     if (lane == 0) {
-      shared_max[r][group] = max_score[r];
-      shared_sum[r][group] = sum[r];
+      shared.max[r][group] = max_score[r];
+      shared.sum[r][group] = sum[r];
     }
   }
   __syncthreads();
-  for (uint32_t i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-    const uint32_t r = i / kDim;
-    if (r >= row_count) break;
-    float largest = -INFINITY;
-    for (uint32_t g = 0; g < kGroups; ++g) largest = fmaxf(largest, shared_max[r][g]);
-    float total = 0;
-    float value = 0;
-    for (uint32_t g = 0; g < kGroups; ++g) {
-      const float weight = shared_max[r][g] == -INFINITY ? 0 : exp2f(shared_max[r][g] - largest);
-      total = fmaf(weight, shared_sum[r][g], total);
-      value = fmaf(weight, shared_output[r][g][i % kDim], value);
-    }
-    const RowResult result = RowResult::Of(p, unit, kv_head, r);
-    result.output[i % kDim] = total > 0 ? value / total : 0;
-    if (i % kDim == 0) *result.lse = LseOf(largest, total);
-  }
+  shared.Write(p, unit, kv_head, work.first_row, row_count);
 }
 
 // Grid [rows, query_heads], head_dim threads. Natural logarithms.
@@ -166,30 +241,52 @@ __global__ void Merge(CudaAttentionParams p) {
   const uint32_t end = p.merge_begin[blockIdx.x + 1];
   if (begin == end) return;  // written directly
   const uint32_t head = blockIdx.y;
+  const uint64_t at = uint64_t{blockIdx.x} * p.query_heads + head;
+  float* const output = p.output + at * p.head_dim + threadIdx.x;
+  if (p.apply != 0) {  // the parts have the weights of the whole already
+    float value = 0;
+    for (uint32_t i = begin; i < end; ++i)
+      value += p.partial_output[(uint64_t{p.merge_list[i]} * p.query_heads + head) * p.head_dim +
+                                threadIdx.x];
+    *output = value;
+    return;
+  }
   float largest = -INFINITY;
   for (uint32_t i = begin; i < end; ++i)
     largest = fmaxf(largest, p.partial_lse[uint64_t{p.merge_list[i]} * p.query_heads + head]);
   float sum = 0;
   float value = 0;
   for (uint32_t i = begin; i < end && largest != -INFINITY; ++i) {
-    const uint64_t at = uint64_t{p.merge_list[i]} * p.query_heads + head;
-    const float weight = expf(p.partial_lse[at] - largest);
+    const uint64_t part = uint64_t{p.merge_list[i]} * p.query_heads + head;
+    const float weight = expf(p.partial_lse[part] - largest);
     sum += weight;
-    value = fmaf(weight, p.partial_output[at * p.head_dim + threadIdx.x], value);
+    value = fmaf(weight, p.partial_output[part * p.head_dim + threadIdx.x], value);
   }
-  const uint64_t at = uint64_t{blockIdx.x} * p.query_heads + head;
-  p.output[at * p.head_dim + threadIdx.x] = sum > 0 ? value / sum : 0;
+  *output = sum > 0 ? value / sum : 0;
   if (threadIdx.x == 0) p.lse[at] = sum > 0 ? largest + logf(sum) : -INFINITY;
 }
 
+// Work of `kind` by a kernel of kRows rows.
+template <class T, int kDim, int kRows, bool kApply>
+void LaunchKind(const CudaAttentionParams& p, int kind, cudaStream_t stream) {
+  const dim3 grid(p.work_begin[kind + 1] - p.work_begin[kind], p.kv_heads);
+  if (grid.x > 0)
+    FewRows<T, kDim, kRows, kApply><<<grid, kThreads, 0, stream>>>(p, p.work_begin[kind]);
+}
+
+// Few instantiations: what is rare takes the kernel of four rows.
 template <class T, int kDim>
 int LaunchFewRowsOf(const CudaAttentionParams& p, cudaStream_t stream) {
-  const auto grid = [&](int kind) {
-    return dim3(p.work_begin[kind + 1] - p.work_begin[kind], p.kv_heads);
-  };
-  if (grid(0).x > 0) FewRows<T, kDim, 1><<<grid(0), kThreads, 0, stream>>>(p, p.work_begin[0]);
-  if (grid(1).x > 0) FewRows<T, kDim, 2><<<grid(1), kThreads, 0, stream>>>(p, p.work_begin[1]);
-  if (grid(2).x > 0) FewRows<T, kDim, 4><<<grid(2), kThreads, 0, stream>>>(p, p.work_begin[2]);
+  constexpr bool kOnlyFour = sizeof(T) == 4;
+  if (p.apply != 0) {
+    LaunchKind<T, kDim, kOnlyFour ? 4 : 1, true>(p, 0, stream);
+    LaunchKind<T, kDim, 4, true>(p, 1, stream);
+    LaunchKind<T, kDim, 4, true>(p, 2, stream);
+  } else {
+    LaunchKind<T, kDim, kOnlyFour ? 4 : 1, false>(p, 0, stream);
+    LaunchKind<T, kDim, kOnlyFour ? 4 : 2, false>(p, 1, stream);
+    LaunchKind<T, kDim, 4, false>(p, 2, stream);
+  }
   return cudaGetLastError();
 }
 
@@ -210,8 +307,9 @@ int LaunchExpandSlots(const CudaAttentionParams& params, void* stream) {
 
 int LaunchFewRows(const CudaAttentionParams& params, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return params.is_bfloat16 ? LaunchFewRowsOf<__nv_bfloat16>(params, on)
-                            : LaunchFewRowsOf<__half>(params, on);
+  if (params.dtype == kCudaAttentionFloat32) return LaunchFewRowsOf<float>(params, on);
+  return params.dtype == kCudaAttentionBFloat16 ? LaunchFewRowsOf<__nv_bfloat16>(params, on)
+                                                : LaunchFewRowsOf<__half>(params, on);
 }
 
 int LaunchMerge(const CudaAttentionParams& params, void* stream) {

@@ -6,6 +6,8 @@
 // several partials are merged. A plan is uploaded once and serves all layers of a step.
 // docs/kernels.md has the floors.
 //
+// Float32 has no tile kernel: every four rows of a unit stream its KV.
+//
 //   CudaAttention attention;
 //   TK_RETURN_IF_ERROR(attention.Upload(shape, plan, stream));
 //   for (layer …) TK_RETURN_IF_ERROR(attention.Run(kv, {queries, output, lse}, stream));
@@ -21,6 +23,23 @@
 
 namespace turnkeep {
 
+// Scores of one layer, for the layers that share its weights (Shared Attention, section 3): 4 bytes
+// a query head and token that the plan pairs, in device memory. Made by one plan and only good for
+// it. Not thread-safe; belongs to the work of the streams that it was given to.
+class CudaAttentionScores {
+ public:
+  CudaAttentionScores();
+  // Waits for the device's work.
+  ~CudaAttentionScores();
+  CudaAttentionScores(const CudaAttentionScores&) = delete;
+  CudaAttentionScores& operator=(const CudaAttentionScores&) = delete;
+
+ private:
+  friend class CudaAttention;
+  struct State;
+  const std::unique_ptr<State> state_;
+};
+
 // Not thread-safe. Used with one stream at a time: a call on another stream must be ordered behind
 // the work of the ones before. Works on the calling thread's current device.
 class CudaAttention {
@@ -35,17 +54,29 @@ class CudaAttention {
   // the plan; it may change after the return. `stream` is a cudaStream_t. Waits for the device
   // when a larger plan than ever before needs more memory; otherwise CUDA may wait for the stream,
   // because the copy is from pageable memory.
-  // InvalidArgument: not float16 or bfloat16, head_dim not 64, 128 or 256, page tokens past 2^32.
+  // InvalidArgument: a dtype that is not float32, float16 or bfloat16, head_dim not 64, 128 or 256,
+  // page tokens past 2^32.
   // ResourceExhausted: no memory for the plan and its partial results, with the sizes.
   absl::Status Upload(const AttentionShape& shape, const AttentionPlan& plan, void* stream);
 
   // The uploaded plan over one layer. All pointers are the device's and the operation's until the
   // stream has reached its end; does not wait. FailedPrecondition: nothing is uploaded.
   // InvalidArgument: a pointer that is not 16-byte aligned, or a stride that is no multiple of 8.
-  absl::Status Run(const PagedKv& kv, const AttentionTensors& tensors, void* stream);
+  // `scores`, where given, receives what ApplyWeights needs; ResourceExhausted: no memory for them.
+  // Waits for the device when they need more than ever before.
+  absl::Status Run(const PagedKv& kv, const AttentionTensors& tensors, void* stream,
+                   CudaAttentionScores* scores = nullptr);
+
+  // A value_only layer: o = Σ_t e^{s_t - lse} · v_t with the scores and log-sum-exps of an earlier
+  // layer, in stream order behind its Run. Reads kv.values and tensors.lse, writes tensors.output.
+  // FailedPrecondition also: `scores` are not of the uploaded plan. Otherwise as Run.
+  absl::Status ApplyWeights(const PagedKv& kv, const CudaAttentionScores& scores,
+                            const AttentionTensors& tensors, void* stream);
 
  private:
   struct State;
+  absl::Status Launch(const PagedKv& kv, const AttentionTensors& tensors, float* scores, bool apply,
+                      void* stream);
   const std::unique_ptr<State> state_;
 };
 

@@ -73,6 +73,22 @@ struct RowResult {
   }
 };
 
+// Scores of one row of the unit, ScorePitch(token_count) of them.
+__device__ inline float* RowScores(const CudaAttentionParams& p, const CudaUnit& unit,
+                                   uint32_t kv_head, uint32_t row) {
+  const uint32_t row_count = unit.query_count * (p.query_heads / p.kv_heads);
+  return p.scores + unit.first_score +
+         (uint64_t{kv_head} * row_count + row) * ScorePitch(unit.token_count);
+}
+
+// Merged log-sum-exp of a row to base 2, for weights; infinite for a row that sees nothing, so that
+// it gets no weight.
+__device__ inline float WeightLse(const CudaAttentionParams& p, const CudaUnit& unit,
+                                  uint32_t kv_head, uint32_t row) {
+  const float lse = p.lse[TensorRow(p, unit, kv_head, row)];
+  return isfinite(lse) ? lse * 1.44269504f : INFINITY;
+}
+
 // Natural log-sum-exp from a maximum and a sum to base 2; -inf for a row that sees nothing.
 __device__ inline float LseOf(float max, float sum) {
   return sum > 0 ? (max + log2f(sum)) * 0.69314718f : -INFINITY;

@@ -6,12 +6,15 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_host_device.h"
+
 namespace turnkeep {
 
 // AttentionPlan::Unit, and where the unit's token slots begin.
 struct CudaUnit {
   uint64_t first_mask;  // AttentionPlan::kNoMask: none
   uint64_t first_slot;
+  uint64_t first_score;  // into scores: [kv_heads, rows of a KV head, ScorePitch]
   uint32_t first_segment;
   uint32_t segment_count;
   uint32_t token_count;
@@ -30,11 +33,22 @@ struct CudaWork {
   uint32_t first_row;
 };
 
-// Units of up to kCudaFewRows rows stream; the tile kernel takes kCudaTileRows rows a block.
+// Scores of a row are 16-byte aligned: four tokens are one load.
+TURNKEEP_HOST_DEVICE constexpr uint32_t ScorePitch(uint32_t token_count) {
+  return (token_count + 3) / 4 * 4;
+}
+
+// Units of up to kCudaFewRows rows stream; the tile kernel takes kCudaTileRows rows a block. Of
+// float32, which the tile kernel has not, every four rows stream.
 inline constexpr uint32_t kCudaFewRows = 4;
 inline constexpr uint32_t kCudaTileRows = 64;
 // Work lists: one row, two, up to four, more.
 inline constexpr uint32_t kCudaWorkKinds = 4;
+
+// DType's values.
+inline constexpr uint32_t kCudaAttentionFloat32 = 1;
+inline constexpr uint32_t kCudaAttentionFloat16 = 2;
+inline constexpr uint32_t kCudaAttentionBFloat16 = 3;
 
 struct CudaAttentionParams {
   const CudaUnit* units;
@@ -62,12 +76,14 @@ struct CudaAttentionParams {
   float* lse;
   float* partial_output;  // [partial_count, query_heads, head_dim]
   float* partial_lse;     // [partial_count, query_heads]
+  float* scores;          // kept by a run where not null, to base 2; read by apply
 
   uint32_t query_heads;
   uint32_t kv_heads;
   uint32_t head_dim;  // 64, 128 or 256
   uint32_t page_tokens;
-  uint32_t is_bfloat16;
+  uint32_t dtype;    // kCudaAttention…
+  uint32_t apply;    // weights are made from scores and lse instead of queries and keys
   float scale_log2;  // scale · log2 e
 };
 

@@ -7,8 +7,14 @@
 // computed; rows there are padded by 16 bytes, so that ldmatrix has no bank conflicts. Tokens past
 // the unit's end are zeroes and unseen.
 //
-// Bytes: 2 · head_dim · 2 a token, KV head and 64 rows. Operations: 4 · head_dim a token and row.
+// Applying the weights of an earlier layer (Shared Attention, section 3) is the same without keys:
+// P comes from kept scores, in the registers where the scores' product would have left it.
+//
+// Bytes: 2 · head_dim · 2 a token, KV head and 64 rows, and 4 a score that is kept. Operations:
+// 4 · head_dim a token and row. Applying: half of the KV's bytes and of the operations, and 4 bytes
+// a score.
 #include "kernels/attention_cuda_device.cuh"
+#include "kernels/attention_cuda_warp.cuh"
 
 namespace turnkeep {
 namespace {
@@ -18,67 +24,6 @@ constexpr uint32_t kTileTokens = 32;
 constexpr uint32_t kWarpRows = 16;
 static_assert(kThreads / 32 * kWarpRows == kCudaTileRows, "a warp takes 16 rows");
 
-__device__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes to shared memory; zeroes where `valid` is false.
-__device__ void CopyAsync16(void* to, const void* from, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
-               "r"(bytes)
-               : "memory");
-}
-
-__device__ void LoadMatrix4(uint32_t (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(from))
-               : "memory");
-}
-__device__ void LoadMatrix4Transposed(uint32_t (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(from))
-               : "memory");
-}
-
-// c += a · b, a of 16 × 16 by rows, b of 16 × 8 by columns. Lane 4 · g + t holds of c rows g and
-// g + 8, columns 2t and 2t + 1.
-template <class T>
-__device__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-template <>
-__device__ void MultiplyAdd<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <>
-__device__ void MultiplyAdd<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                           uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <class T>
-__device__ uint32_t Pack(float low, float high);
-template <>
-__device__ uint32_t Pack<__half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-template <>
-__device__ uint32_t Pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 template <int kDim>
 struct TileMemory {
   static constexpr uint32_t kPitch = kDim + 8;  // elements
@@ -86,8 +31,8 @@ struct TileMemory {
   static constexpr uint32_t kBytes = 2 * (kCudaTileRows * kPitch + 4 * kTile);
 };
 
-// Keys and values of tokens [begin, begin + 32) on their way to shared memory.
-template <class T, int kDim>
+// Keys (unless kApply) and values of tokens [begin, begin + 32) on their way to shared memory.
+template <class T, int kDim, bool kApply>
 __device__ void LoadTile(const CudaAttentionParams& p, const CudaUnit& unit, uint32_t kv_head,
                          uint32_t begin, T* keys, T* values) {
   constexpr uint32_t kVectors = kDim / 8;
@@ -98,7 +43,7 @@ __device__ void LoadTile(const CudaAttentionParams& p, const CudaUnit& unit, uin
     const uint32_t slot = valid ? __ldg(p.slots + unit.first_slot + begin + token) : 0;
     const uint64_t from = valid ? TokenAt(p, kv_head, slot) + element : 0;
     const uint32_t to = token * TileMemory<kDim>::kPitch + element;
-    CopyAsync16(keys + to, static_cast<const T*>(p.keys) + from, valid);
+    if (!kApply) CopyAsync16(keys + to, static_cast<const T*>(p.keys) + from, valid);
     CopyAsync16(values + to, static_cast<const T*>(p.values) + from, valid);
   }
 }
@@ -147,23 +92,63 @@ __device__ void AddValues(const float (&s)[4][4], const T* values, float (&o)[kD
   }
 }
 
-// Scores become weights below the new maximum; o and sum follow it. Rows g (half 0) and g + 8.
-template <int kDim>
-__device__ void Soften(const Visibility (&sees)[2], uint32_t begin, float scale_log2,
-                       float (&s)[4][4], float (&max_score)[2], float (&sum)[2],
-                       float (&o)[kDim / 8][4]) {
+// Scaled to base 2, -inf where they are not to be seen. Rows g (half 0) and g + 8.
+__device__ void HideScores(const Visibility (&sees)[2], uint32_t begin, float scale_log2,
+                           float (&s)[4][4]) {
   const uint32_t column = begin + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      s[n][i] = sees[i / 2].Sees(column + n * 8 + i % 2) ? s[n][i] * scale_log2 : -INFINITY;
+  }
+}
+
+// Between the registers and the kept scores of the unit's rows `rows`. Those behind the unit's last
+// row or token are -inf. Addresses are made here: held over the loop they would cost registers also
+// where nothing is kept.
+template <bool kLoad>
+__device__ void MoveScores(const CudaAttentionParams& p, const CudaUnit& unit, uint32_t kv_head,
+                           const uint32_t (&rows)[2], uint32_t begin, float (&s)[4][4]) {
+  const uint32_t column = begin + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const bool valid = rows[half] < unit.query_count * (p.query_heads / p.kv_heads);
+    float* const kept = valid ? RowScores(p, unit, kv_head, rows[half]) : nullptr;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      // The pitch is even: a pair is inside or outside as a whole.
+      const bool inside = valid && column + n * 8 < ScorePitch(unit.token_count);
+      auto* const at = reinterpret_cast<float2*>(kept + column + n * 8);
+      if (kLoad) {
+        const float2 pair = inside ? __ldg(at) : make_float2(-INFINITY, -INFINITY);
+        s[n][2 * half] = pair.x;
+        s[n][2 * half + 1] = pair.y;
+      } else if (inside) {
+        *at = make_float2(s[n][2 * half], s[n][2 * half + 1]);
+      }
+    }
+  }
+}
+
+// Scores become weights of the whole.
+__device__ void Weigh(const float (&lse)[2], float (&s)[4][4]) {
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[n][i] = exp2f(s[n][i] - lse[i / 2]);
+  }
+}
+
+// Scores become weights below the new maximum; o and sum follow it.
+template <int kDim>
+__device__ void Soften(float (&s)[4][4], float (&max_score)[2], float (&sum)[2],
+                       float (&o)[kDim / 8][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float largest = max_score[half];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        s[n][i] = sees[half].Sees(column + n * 8 + i % 2) ? s[n][i] * scale_log2 : -INFINITY;
-        largest = fmaxf(largest, s[n][i]);
-      }
-    }
+    for (int n = 0; n < 4; ++n) largest = fmaxf(largest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
     largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
     const float base = largest == -INFINITY ? 0 : largest;
@@ -186,7 +171,7 @@ __device__ void Soften(const Visibility (&sees)[2], uint32_t begin, float scale_
   }
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kApply>
 __global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint32_t first_work) {
   using Memory = TileMemory<kDim>;
   extern __shared__ uint4 shared_memory[];  // 16-byte aligned
@@ -200,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t lane = threadIdx.x % 32;
 
-  for (uint32_t i = threadIdx.x; i < kCudaTileRows * (kDim / 8); i += kThreads) {
+  for (uint32_t i = threadIdx.x; !kApply && i < kCudaTileRows * (kDim / 8); i += kThreads) {
     const uint32_t row = work.first_row + i / (kDim / 8);
     const uint32_t element = i % (kDim / 8) * 8;
     const bool valid = row < row_count;
@@ -208,13 +193,17 @@ __global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint
     CopyAsync16(queries + i / (kDim / 8) * Memory::kPitch + element,
                 static_cast<const T*>(p.query_rows) + from, valid);
   }
-  LoadTile<T, kDim>(p, unit, kv_head, 0, tiles, tiles + Memory::kTile);
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  LoadTile<T, kDim, kApply>(p, unit, kv_head, 0, tiles, tiles + Memory::kTile);
+  CommitCopies();
 
   const uint32_t first_row = work.first_row + warp * kWarpRows;
   const bool active = first_row < row_count;
   const uint32_t rows[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
   const Visibility sees[2] = {Visibility::Of(p, unit, rows[0]), Visibility::Of(p, unit, rows[1])};
+  float lse[2] = {INFINITY, INFINITY};
+#pragma unroll
+  for (int half = 0; half < 2 && kApply; ++half)
+    if (rows[half] < row_count) lse[half] = WeightLse(p, unit, kv_head, rows[half]);
   float max_score[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};
   float o[kDim / 8][4] = {};
@@ -223,19 +212,26 @@ __global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint
     T* const keys = tiles + stage * 2 * Memory::kTile;
     T* const next = tiles + (stage ^ 1) * 2 * Memory::kTile;
     if (begin + kTileTokens < unit.token_count)
-      LoadTile<T, kDim>(p, unit, kv_head, begin + kTileTokens, next, next + Memory::kTile);
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    asm volatile("cp.async.wait_group 1;" ::: "memory");  // all but the one just begun
+      LoadTile<T, kDim, kApply>(p, unit, kv_head, begin + kTileTokens, next, next + Memory::kTile);
+    CommitCopies();
+    float s[4][4];
+    if (kApply) MoveScores<true>(p, unit, kv_head, rows, begin, s);
+    WaitForAllButOne();
     __syncthreads();
     if (active) {
-      float s[4][4];
-      Scores<T, kDim>(queries + warp * kWarpRows * Memory::kPitch, keys, s);
-      Soften<kDim>(sees, begin, p.scale_log2, s, max_score, sum, o);
+      if (kApply) {
+        Weigh(lse, s);
+      } else {
+        Scores<T, kDim>(queries + warp * kWarpRows * Memory::kPitch, keys, s);
+        HideScores(sees, begin, p.scale_log2, s);
+        if (p.scores != nullptr) MoveScores<false>(p, unit, kv_head, rows, begin, s);
+        Soften<kDim>(s, max_score, sum, o);
+      }
       AddValues<T, kDim>(s, keys + Memory::kTile, o);
     }
     __syncthreads();  // before the tile is overwritten
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  WaitForCopies();
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -243,41 +239,49 @@ __global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint
     total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
     if (rows[half] >= row_count) continue;
     const RowResult result = RowResult::Of(p, unit, kv_head, rows[half]);
-    const float factor = total > 0 ? 1.0f / total : 0;
+    const float factor = kApply ? 1.0f : total > 0 ? 1.0f / total : 0;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       *reinterpret_cast<float2*>(result.output + n * 8 + lane % 4 * 2) =
           make_float2(o[n][2 * half] * factor, o[n][2 * half + 1] * factor);
     }
-    if (lane % 4 == 0) *result.lse = LseOf(max_score[half], total);
+    if (!kApply && lane % 4 == 0) *result.lse = LseOf(max_score[half], total);
   }
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kApply>
 int LaunchManyRowsOf(const CudaAttentionParams& p, cudaStream_t stream) {
   const dim3 grid(p.work_begin[4] - p.work_begin[3], p.kv_heads);
   if (grid.x == 0) return cudaSuccess;
   constexpr uint32_t kBytes = TileMemory<kDim>::kBytes;
-  const cudaError_t error = cudaFuncSetAttribute(
-      ManyRows<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
+  const cudaError_t error =
+      cudaFuncSetAttribute(ManyRows<T, kDim, kApply>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(kBytes));
   if (error != cudaSuccess) return error;
-  ManyRows<T, kDim><<<grid, kThreads, kBytes, stream>>>(p, p.work_begin[3]);
+  ManyRows<T, kDim, kApply><<<grid, kThreads, kBytes, stream>>>(p, p.work_begin[3]);
   return cudaGetLastError();
+}
+
+template <class T, bool kApply>
+int LaunchManyRowsOf(const CudaAttentionParams& p, cudaStream_t stream) {
+  if (p.head_dim == 64) return LaunchManyRowsOf<T, 64, kApply>(p, stream);
+  if (p.head_dim == 128) return LaunchManyRowsOf<T, 128, kApply>(p, stream);
+  return LaunchManyRowsOf<T, 256, kApply>(p, stream);
 }
 
 template <class T>
 int LaunchManyRowsOf(const CudaAttentionParams& p, cudaStream_t stream) {
-  if (p.head_dim == 64) return LaunchManyRowsOf<T, 64>(p, stream);
-  if (p.head_dim == 128) return LaunchManyRowsOf<T, 128>(p, stream);
-  return LaunchManyRowsOf<T, 256>(p, stream);
+  return p.apply != 0 ? LaunchManyRowsOf<T, true>(p, stream)
+                      : LaunchManyRowsOf<T, false>(p, stream);
 }
 
 }  // namespace
 
+// Of float32 there are no such units.
 int LaunchManyRows(const CudaAttentionParams& params, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return params.is_bfloat16 ? LaunchManyRowsOf<__nv_bfloat16>(params, on)
-                            : LaunchManyRowsOf<__half>(params, on);
+  return params.dtype == kCudaAttentionBFloat16 ? LaunchManyRowsOf<__nv_bfloat16>(params, on)
+                                                : LaunchManyRowsOf<__half>(params, on);
 }
 
 }  // namespace turnkeep

@@ -12,11 +12,10 @@
 
 #if defined(__CUDACC__)
 #define TURNKEEP_UNROLL _Pragma("unroll")
-#define TURNKEEP_DEVICE __host__ __device__ inline
 #else
 #define TURNKEEP_UNROLL
-#define TURNKEEP_DEVICE inline
 #endif
+#define TURNKEEP_DEVICE TURNKEEP_HOST_DEVICE inline
 
 namespace turnkeep::cuda_body {
 

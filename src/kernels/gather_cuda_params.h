@@ -14,11 +14,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define TURNKEEP_HOST_DEVICE __host__ __device__
-#else
-#define TURNKEEP_HOST_DEVICE
-#endif
+#include "kernels/cuda_host_device.h"
 
 namespace turnkeep {
 
