@@ -26,11 +26,27 @@ struct Case {
   uint32_t layers = 1;
 };
 
+// Aligned as arenas and an engine's caches are.
+class Buffer {
+ public:
+  Buffer(uint64_t size, std::byte fill) : bytes_(size + kAlignment, fill), size_(size) {}
+  std::byte* data() {
+    const auto at = reinterpret_cast<uintptr_t>(bytes_.data());
+    return bytes_.data() + (kAlignment - at % kAlignment) % kAlignment;
+  }
+  uint64_t size() const { return size_; }
+
+ private:
+  static constexpr uintptr_t kAlignment = 4096;
+  std::vector<std::byte> bytes_;
+  uint64_t size_;
+};
+
 // Chunk by chunk over the whole cache, keys then values, as a restore of one layer goes.
 class Mover {
  public:
   Mover(const PagedLayer& planes, uint32_t token_count, std::span<const uint32_t> pages,
-        std::vector<std::byte>& chunks)
+        Buffer& chunks)
       : planes_(planes), token_count_(token_count), pages_(pages), chunks_(chunks) {}
 
   template <typename Move>
@@ -52,7 +68,7 @@ class Mover {
   const PagedLayer planes_;
   const uint32_t token_count_;
   const std::span<const uint32_t> pages_;
-  std::vector<std::byte>& chunks_;
+  Buffer& chunks_;
 };
 
 RopeSpec Rope(uint32_t dim) {
@@ -76,9 +92,9 @@ absl::StatusOr<GatherRow> Measure(const Case& c, const GatherBenchOptions& optio
                        .value_dim = c.value_dim,
                        .layers = c.layers};
   TK_ASSIGN_OR_RETURN(const uint64_t bytes, PagedBytes(spec));
-  std::vector<std::byte> cache(bytes, std::byte{1});
-  std::vector<std::byte> chunks(tokens * token_bytes, std::byte{2});
-  std::vector<std::byte> copy(chunks.size(), std::byte{3});
+  Buffer cache(bytes, std::byte{1});
+  Buffer chunks(tokens * token_bytes, std::byte{2});
+  Buffer copy(chunks.size(), std::byte{3});
   std::vector<uint32_t> pages(spec.page_count);
   std::iota(pages.begin(), pages.end(), 0);
   std::shuffle(pages.begin(), pages.end(), std::mt19937_64(1));  // as a cache in use has them

@@ -1,7 +1,8 @@
 // The cheapest plan by the costs of AttentionCosts. From the roots down it decides for every node
 // whether it becomes a unit for all sequences below it (two_phase, relay) or is read together
 // with what follows it, once for each child (towards per_sequence), so that one tree may mix
-// both; then it compares the whole with flatten_tree and per_sequence.
+// both; then it compares the whole with flatten_tree and per_sequence. Where per_sequence will
+// win anyway nothing else is made: a small batch is served in less time than a few plans take.
 #include <algorithm>
 
 #include "gpu_tier/attention_planners.h"
@@ -62,66 +63,97 @@ class AutoPlanner final : public AttentionPlanner {
 
  private:
   void Build(const PrefixForest& forest, AttentionPlan* plan) override {
+    const auto& sequences = forest.sequences();
+    if (sequences.size() < 2) return PlanPerSequence(forest, options_, plan);
     const CostModel model(forest, options_);
     const DepthFirst order(forest);
     const bool shared = std::any_of(order.nodes.begin(), order.nodes.end(), [&](ForestNode node) {
       return forest.nodes()[node].token_count > 0 && order.Below(node).size() > 1;
     });
     if (!shared) return PlanPerSequence(forest, options_, plan);
-    PlanMixed(forest, order, model, plan);
-    double best = model.Of(*plan);
-    AttentionPlan other;
+    double per_sequence = 0;
+    for (const PrefixForest::Sequence& sequence : sequences) {
+      if (sequence.query_tokens == 0) continue;
+      per_sequence += forest.PathTokens(sequence.leaf) * model.Token(sequence.query_tokens) +
+                      model.Unit(sequence.query_tokens);
+    }
+    double best = Decide(forest, order, model);
     // Flattening pays where nodes are small; it is not tried where few blocks would be mixed.
-    if (order.nodes.size() * options_.block_tokens > forest.UniqueTokens()) {
+    const bool flatten = order.nodes.size() * options_.block_tokens > forest.UniqueTokens();
+    if (!flatten && per_sequence * kGain < best) return PlanPerSequence(forest, options_, plan);
+    PlanDecided(forest, order, plan);
+    best = model.Of(*plan);
+    if (flatten) {
+      AttentionPlan other;
       PlanFlattenTree(forest, options_, &other);
       if (const double cost = model.Of(other); cost < best) {
         best = cost;
         std::swap(*plan, other);
       }
     }
-    uint64_t path_tokens = 0;
-    for (const PrefixForest::Sequence& sequence : forest.sequences())
-      if (sequence.query_tokens > 0) path_tokens += forest.PathTokens(sequence.leaf);
-    const double per_sequence = static_cast<double>(path_tokens) * model.Token(1) +
-                                static_cast<double>(order.sequences.size()) * model.Unit(1);
     if (per_sequence * kGain < best) PlanPerSequence(forest, options_, plan);
   }
 
   struct Visit {
     ForestNode node;
     size_t carried;  // pieces of its path that are read with it
+    size_t units;    // above those
+  };
+  struct Decision {
+    ForestNode node;
+    size_t pieces;  // the last ones of its path
+    bool unit;      // for all below it, otherwise for each sequence that ends in it
   };
 
-  void PlanMixed(const PrefixForest& forest, const DepthFirst& order, const CostModel& model,
-                 AttentionPlan* plan) const {
-    PlanBuilder builder(forest, options_, plan);
+  // Fills decisions_; returns about what they cost.
+  double Decide(const PrefixForest& forest, const DepthFirst& order, const CostModel& model) {
+    decisions_.clear();
+    double cost = 0;
     std::vector<Visit> stack;
-    for (size_t i = forest.roots().size(); i-- > 0;) stack.push_back({forest.roots()[i], 0});
+    for (size_t i = forest.roots().size(); i-- > 0;) stack.push_back({forest.roots()[i], 0, 0});
     while (!stack.empty()) {
-      const auto [index, carried] = stack.back();
+      const auto [index, carried, units] = stack.back();
       stack.pop_back();
       const PrefixForest::Node& node = forest.nodes()[index];
-      const std::vector<NodePiece> path = PlanBuilder::PathOf(forest, index);
-      const std::span pieces =
-          std::span(path).subspan(path.size() - carried - (node.token_count > 0 ? 1 : 0));
+      const size_t pieces = carried + (node.token_count > 0 ? 1 : 0);
+      PlanBuilder::PathOf(forest, index, &path_, pieces);
+      double tokens = 0;
+      for (const NodePiece& piece : path_) tokens += piece.end - piece.begin;
       const bool alone = order.Below(index).size() <= 1 && node.children.empty();
-      const bool unit = alone || ReadOnce(forest, order, model, index, pieces);
+      const bool unit = alone || ReadOnce(forest, order, model, index, tokens);
+      decisions_.push_back({index, pieces, unit});
+      const auto add = [&](uint64_t queries, bool partial) {
+        cost += tokens * model.Token(queries) + model.Unit(queries);
+        if (partial) cost += model.Partials(queries);
+      };
       if (unit) {
-        builder.AddPath(pieces, order.Below(index));
+        add(model.QueriesOf(order.Below(index)), !alone || units > 0);
       } else {
-        for (const ForestSequence& s : node.sequences) builder.AddPath(pieces, {&s, 1});
+        for (const ForestSequence& s : node.sequences) add(model.QueriesOf({&s, 1}), units > 0);
       }
       for (size_t i = node.children.size(); i-- > 0;)
-        stack.push_back({node.children[i], unit ? 0 : pieces.size()});
+        stack.push_back({node.children[i], unit ? 0 : pieces, units + (unit ? 1 : 0)});
+    }
+    return cost;
+  }
+
+  void PlanDecided(const PrefixForest& forest, const DepthFirst& order, AttentionPlan* plan) {
+    PlanBuilder builder(forest, options_, plan);
+    for (const Decision& decision : decisions_) {
+      PlanBuilder::PathOf(forest, decision.node, &path_, decision.pieces);
+      if (decision.unit) {
+        builder.AddPath(path_, order.Below(decision.node));
+        continue;
+      }
+      for (const ForestSequence& s : forest.nodes()[decision.node].sequences)
+        builder.AddPath(path_, {&s, 1});
     }
     builder.Finish();
   }
 
   static bool ReadOnce(const PrefixForest& forest, const DepthFirst& order, const CostModel& model,
-                       ForestNode index, std::span<const NodePiece> pieces) {
+                       ForestNode index, double tokens) {
     const PrefixForest::Node& node = forest.nodes()[index];
-    double tokens = 0;
-    for (const NodePiece& piece : pieces) tokens += piece.end - piece.begin;
     const uint64_t queries = model.QueriesOf(order.Below(index));
     const double once =
         tokens * model.Token(queries) + model.Unit(queries) + model.Partials(2 * queries);
@@ -132,6 +164,9 @@ class AutoPlanner final : public AttentionPlanner {
       apart += tokens * model.Token(model.QueriesOf({&s, 1}));
     return once < apart;
   }
+
+  std::vector<Decision> decisions_;
+  std::vector<NodePiece> path_;
 };
 
 }  // namespace

@@ -8,10 +8,12 @@ namespace turnkeep {
 void PlanPerSequence(const PrefixForest& forest, const AttentionPlannerOptions& options,
                      AttentionPlan* plan) {
   PlanBuilder builder(forest, options, plan);
+  std::vector<NodePiece> path;
   for (ForestSequence s = 0; s < forest.sequences().size(); ++s) {
     const PrefixForest::Sequence& sequence = forest.sequences()[s];
     if (sequence.query_tokens == 0) continue;
-    builder.AddPath(PlanBuilder::PathOf(forest, sequence.leaf), {&s, 1});
+    PlanBuilder::PathOf(forest, sequence.leaf, &path);
+    builder.AddPath(path, {&s, 1});
   }
   builder.Finish();
 }

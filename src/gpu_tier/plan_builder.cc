@@ -5,14 +5,15 @@
 
 namespace turnkeep {
 
-std::vector<NodePiece> PlanBuilder::PathOf(const PrefixForest& forest, ForestNode leaf) {
-  std::vector<NodePiece> path;
-  for (ForestNode node = leaf; node != kNoForestNode; node = forest.nodes()[node].parent) {
+void PlanBuilder::PathOf(const PrefixForest& forest, ForestNode leaf, std::vector<NodePiece>* path,
+                         size_t last) {
+  path->clear();
+  for (ForestNode node = leaf; node != kNoForestNode && path->size() < last;
+       node = forest.nodes()[node].parent) {
     const uint32_t tokens = forest.nodes()[node].token_count;
-    if (tokens > 0) path.push_back({node, 0, tokens});
+    if (tokens > 0) path->push_back({node, 0, tokens});
   }
-  std::reverse(path.begin(), path.end());
-  return path;
+  std::reverse(path->begin(), path->end());
 }
 
 void PlanBuilder::AddPath(std::span<const NodePiece> pieces,

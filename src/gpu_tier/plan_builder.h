@@ -23,7 +23,11 @@ class PlanBuilder {
   // All borrowed until Finish.
   PlanBuilder(const PrefixForest& forest, const AttentionPlannerOptions& options,
               AttentionPlan* plan)
-      : forest_(forest), options_(options), plan_(plan) {}
+      : forest_(forest), options_(options), plan_(plan) {
+    items_.reserve(forest.nodes().size() + forest.sequences().size());
+    pieces_.reserve(items_.capacity());
+    sequences_.reserve(items_.capacity());
+  }
 
   // The pieces follow one another on one path; the sequences are below all of them.
   void AddPath(std::span<const NodePiece> pieces, std::span<const ForestSequence> sequences);
@@ -32,8 +36,9 @@ class PlanBuilder {
   // Makes the plan. Rows that no unit serves get an empty one.
   void Finish();
 
-  // Of the sequence's path, from the root; only its nodes with tokens.
-  static std::vector<NodePiece> PathOf(const PrefixForest& forest, ForestNode leaf);
+  // The path from the root, or only its last `last` pieces; nodes without tokens have none.
+  static void PathOf(const PrefixForest& forest, ForestNode leaf, std::vector<NodePiece>* path,
+                     size_t last = SIZE_MAX);
 
  private:
   struct Item {

@@ -16,6 +16,7 @@ class RelayPlanner final : public AttentionPlanner {
   void Build(const PrefixForest& forest, AttentionPlan* plan) override {
     const DepthFirst order(forest);
     PlanBuilder builder(forest, options_, plan);
+    std::vector<NodePiece> path;
     for (const ForestNode root : forest.roots()) {
       const std::span<const ForestSequence> requests = order.Below(root);
       // The system prompt: the nodes that all requests of the tree share.
@@ -28,7 +29,7 @@ class RelayPlanner final : public AttentionPlanner {
       }
       builder.AddPath(system, requests);
       for (const ForestSequence s : requests) {
-        const std::vector<NodePiece> path = PlanBuilder::PathOf(forest, forest.sequences()[s].leaf);
+        PlanBuilder::PathOf(forest, forest.sequences()[s].leaf, &path);
         builder.AddPath(std::span(path).subspan(system.size()), {&s, 1});
       }
     }

@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "kernels/attention_task.h"
@@ -40,12 +42,15 @@ HWY_INLINE Vec<D> LoadFloats(D d, const hwy::bfloat16_t* from) {
   return hn::PromoteTo(d, hn::LoadU(hn::Rebind<hwy::bfloat16_t, D>(), from));
 }
 
-// 2^x within two units of the last place, 0 below the normal numbers. Scores are kept to base 2.
+// 2^x within two units of the last place, exactly 1 for 0, and 0 below the normal numbers. Scores
+// are kept to base 2; x is at most 0 but for rounding.
 template <class D>
 HWY_INLINE Vec<D> Exp2(D d, Vec<D> x) {
   const hn::RebindToSigned<D> di;
-  const auto whole = hn::NearestInt(x);
-  const Vec<D> f = hn::Sub(x, hn::ConvertTo(d, whole));  // -0.5 to 0.5
+  // The sum's last bits are x to the nearest whole number, which the shift makes an exponent.
+  const Vec<D> magic = hn::Set(d, 12582912.0f);  // 1.5 · 2^23
+  const Vec<D> whole = hn::Add(x, magic);
+  const Vec<D> f = hn::Sub(x, hn::Sub(whole, magic));  // -0.5 to 0.5
   // Taylor's series; the first term left out is 1.2e-7 at most.
   Vec<D> p = hn::Set(d, 1.5403530e-4f);
   p = hn::MulAdd(p, f, hn::Set(d, 1.3333558e-3f));
@@ -54,7 +59,8 @@ HWY_INLINE Vec<D> Exp2(D d, Vec<D> x) {
   p = hn::MulAdd(p, f, hn::Set(d, 2.4022651e-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 6.9314718e-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
-  const Vec<D> power = hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(whole)));
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, whole));
+  const Vec<D> power = hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
   return hn::IfThenElseZero(hn::Gt(x, hn::Set(d, -126.0f)), power);
 }
 
@@ -74,20 +80,50 @@ HWY_INLINE void ForEachRow(const UnitTask& task, const std::byte* pool, uint32_t
   }
 }
 
+// Where the K or V rows of a tile lie. Begin asks for none of them; Step does for a few at a time,
+// while others are computed with: neither prefetcher nor reorder buffer reaches over a tile.
+template <class T>
+class TileRows {
+ public:
+  // Tokens [begin, end) of the unit, maybe none; asked for in `steps` steps.
+  void Begin(const UnitTask& task, const std::byte* pool, uint32_t begin, uint32_t end,
+             uint32_t steps) {
+    count_ = next_ = 0;
+    if (begin >= end) return;
+    ForEachRow<T>(task, pool, begin, end, [&](const T* row, uint32_t) { rows_[count_++] = row; });
+    dim_ = task.shape->head_dim;
+    step_ = (count_ + steps - 1) / steps;
+  }
+  HWY_INLINE void Step() {
+    constexpr size_t kLine = 64 / sizeof(T);
+    for (const uint32_t stop = std::min(count_, next_ + step_); next_ < stop; ++next_)
+      for (size_t j = 0; j < dim_; j += kLine) hwy::Prefetch(rows_[next_] + j);
+  }
+  const T* const* rows() const { return rows_; }
+  uint32_t count() const { return count_; }
+
+ private:
+  const T* rows_[kTileTokens];
+  uint32_t count_ = 0;
+  uint32_t next_ = 0;
+  uint32_t step_ = 0;
+  size_t dim_ = 0;
+};
+
 template <class D, class T>
-void ConvertTile(D d, const UnitTask& task, const std::byte* pool, uint32_t begin, uint32_t end,
-                 float* HWY_RESTRICT tile) {
+void ConvertTile(D d, const TileRows<T>& from, size_t dim, float* HWY_RESTRICT tile) {
   const size_t n = hn::Lanes(d);
-  const size_t dim = task.shape->head_dim;
-  ForEachRow<T>(task, pool, begin, end, [&](const T* row, uint32_t t) {
-    for (size_t j = 0; j < dim; j += n) hn::StoreU(LoadFloats(d, row + j), d, tile + t * dim + j);
-  });
+  for (uint32_t t = 0; t < from.count(); ++t, tile += dim) {
+    const T* const row = from.rows()[t];
+    for (size_t j = 0; j < dim; j += n) hn::StoreU(LoadFloats(d, row + j), d, tile + j);
+  }
 }
 
 // Scores that are not to be seen become -inf.
 void HideTokens(const UnitTask& task, uint32_t first_row, uint32_t row_count, uint32_t begin,
                 uint32_t end, size_t stride, float* s) {
   constexpr float kHidden = -std::numeric_limits<float>::infinity();
+  if (task.EverybodySees(end)) return;
   for (uint32_t r = 0; r < row_count; ++r) {
     const uint32_t query = (first_row + r) / task.group();
     if (task.SeesAll(query, begin, end)) continue;
@@ -233,6 +269,7 @@ void CpuAttention::RunUnits(const AttentionShape& shape, const PagedKv& kv,
                        .partial_output = partial_output_.data(),
                        .partial_lse = partial_lse_.data(),
                        .apply = apply};
+    unit_task.seen_by_all = unit_task.CountSeenByAll();
     if (scores != nullptr) {
       unit_task.scores =
           scores + unit_begin[unit] + head * ScoresOf(plan.units[unit], group, lanes);

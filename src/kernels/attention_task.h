@@ -33,8 +33,9 @@ struct UnitTask {
   uint32_t kv_head = 0;
   float* partial_output = nullptr;
   float* partial_lse = nullptr;
-  float* scores = nullptr;  // of this unit and head; null: not kept
-  bool apply = false;       // scores are given and weights made from them
+  float* scores = nullptr;   // of this unit and head; null: not kept
+  bool apply = false;        // scores are given and weights made from them
+  uint32_t seen_by_all = 0;  // tokens below this are seen by every query of the unit
 
   uint32_t group() const { return shape->query_heads / shape->kv_heads; }
   uint32_t row_count() const { return unit->query_count * group(); }
@@ -51,6 +52,12 @@ struct UnitTask {
   bool SeesAll(uint32_t query, uint32_t /*begin*/, uint32_t end) const {
     return unit->first_mask == AttentionPlan::kNoMask &&
            plan->limits[unit->first_query + query] >= end;
+  }
+  bool EverybodySees(uint32_t end) const { return end <= seen_by_all; }
+  uint32_t CountSeenByAll() const {
+    if (unit->first_mask != AttentionPlan::kNoMask || unit->query_count == 0) return 0;
+    const uint32_t* const limits = &plan->limits[unit->first_query];
+    return *std::min_element(limits, limits + unit->query_count);
   }
   bool Sees(uint32_t query, uint32_t token) const {
     if (token >= plan->limits[unit->first_query + query]) return false;
@@ -139,30 +146,37 @@ struct RowScratch {
   static constexpr uint32_t kMaxLanes = 16;
   static constexpr uint32_t kMaxRows = kRowsAtOnce + 2 * kMaxLanes;
 
+  static constexpr size_t kAlignment = 64 / sizeof(float);
+
   static size_t FloatsFor(uint32_t dim) {
-    return 2 * kMaxRows * dim + 2 * kTileTokens * dim + kTileTokens * 2 * kMaxLanes + 2 * kMaxRows;
+    return 2 * kMaxRows * dim + kTileTokens * (dim + kMaxRows) + 2 * kMaxRows + kAlignment;
   }
 
   RowScratch(float* memory, uint32_t base, uint32_t count, size_t lanes, size_t dim)
       : base(base),
         count(count),
         padded(static_cast<uint32_t>((count + lanes - 1) / lanes * lanes)),
-        queries(memory),
+        queries(Aligned(memory)),
         output(queries + kMaxRows * dim),
         keys(output + kMaxRows * dim),
-        values(keys + kTileTokens * dim),
-        scores(values + kTileTokens * dim),
-        max(scores + kTileTokens * 2 * kMaxLanes),
+        scores(keys + kTileTokens * dim),
+        max(scores + kTileTokens * kMaxRows),
         sum(max + kMaxRows) {}
+
+  // To a cache line: every other vector would lie in two of them.
+  static float* Aligned(float* memory) {
+    constexpr uintptr_t kLine = kAlignment * sizeof(float);
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory) + kLine - 1) &
+                                    ~(kLine - 1));
+  }
 
   uint32_t base;    // first row of the pass
   uint32_t count;   // rows
   uint32_t padded;  // rows with padding
-  float* queries;   // [blocks][dim][2 vectors]
+  float* queries;   // [blocks of 2 vectors of rows][dim][rows]
   float* output;    // [rows][dim]
   float* keys;      // [kTileTokens][dim]
-  float* values;    // [kTileTokens][dim]
-  float* scores;    // [kTileTokens][2 vectors]
+  float* scores;    // [blocks of 2 vectors of rows][kTileTokens][rows]
   float* max;
   float* sum;
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "kernels/stream_rows.h"
 #include "kernels/transpose.h"
 
 namespace turnkeep {
@@ -12,6 +13,10 @@ namespace turnkeep {
 namespace {
 
 constexpr uint32_t kTileTokens = 16;
+// From here on the caches could not keep what is moved for whoever reads it.
+constexpr uint64_t kStreamedBytes = 64 * 1024;
+// What is rearranged is so in the L1 cache, and streamed from there.
+constexpr uint64_t kStagingBytes = 16 * 1024;
 
 // Calls use(page start, first token in the page, tokens, tokens before) for each page's part.
 template <typename Use>
@@ -115,10 +120,55 @@ void MoveHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint3
   }
 }
 
+// MoveHead with streaming stores; false where that cannot be: the destination must be whole cache
+// lines. A head's part of a page, if it is not rows, is rearranged into `staging` first.
+template <bool kToDense>
+bool StreamHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint32_t tokens,
+                std::byte* staging) {
+  const uint64_t row_bytes = uint64_t{plane.dim} * plane.element_bytes;
+  const uint64_t dense_token = plane.heads * row_bytes;
+  const uint64_t token_bytes = plane.token_stride * plane.element_bytes;
+  const bool rows = plane.RowsAreDense();
+  if constexpr (kToDense) {
+    if (!CanStreamRows(dense, dense_token, row_bytes)) return false;
+    if (rows) {
+      StreamRows(paged, token_bytes, tokens, row_bytes, dense, dense_token);
+      return true;
+    }
+    if (row_bytes * kTileTokens > kStagingBytes) return false;
+    PagedPlane alone = plane;  // the staging buffer holds one head
+    alone.heads = 1;
+    for (uint32_t t = 0; t < tokens; t += kTileTokens) {
+      const uint32_t count = std::min(kTileTokens, tokens - t);
+      MoveHead<true>(alone, paged + t * token_bytes, staging, count);
+      StreamRows(staging, row_bytes, count, row_bytes, dense + t * dense_token, dense_token);
+    }
+    return true;
+  }
+  if (rows) {
+    if (!CanStreamRows(paged, token_bytes, row_bytes)) return false;
+    StreamRows(dense, dense_token, tokens, row_bytes, paged, token_bytes);
+    return true;
+  }
+  // A whole page's part is contiguous.
+  const uint64_t bytes = tokens * row_bytes;
+  if (tokens != plane.page_tokens || bytes > kStagingBytes || !CanStreamRows(paged, bytes, bytes))
+    return false;
+  for (uint32_t t = 0; t < tokens; t += kTileTokens) {
+    // Tokens of all heads lie between those of one: it is moved as one of them.
+    MoveHead<false>(plane, staging + t * token_bytes, dense + t * dense_token,
+                    std::min(kTileTokens, tokens - t));
+  }
+  StreamRows(staging, bytes, 1, bytes, paged, bytes);
+  return true;
+}
+
 template <bool kToDense>
 void Move(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
   const uint64_t row_bytes = uint64_t{plane.dim} * plane.element_bytes;
   const uint64_t dense_token = plane.heads * row_bytes;
+  const bool stream = range.token_count * dense_token >= kStreamedBytes;
+  alignas(64) std::byte staging[kStagingBytes];
   ForEachPage(plane, range, [&](std::byte* page, uint32_t in_page, uint32_t count, uint32_t done) {
     std::byte* const paged = page + in_page * plane.token_stride * plane.element_bytes;
     std::byte* const to = dense + done * dense_token;
@@ -131,10 +181,13 @@ void Move(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
       return;
     }
     for (uint32_t head = 0; head < plane.heads; ++head) {
-      MoveHead<kToDense>(plane, paged + head * plane.head_stride * plane.element_bytes,
-                         to + head * row_bytes, count);
+      std::byte* const from = paged + head * plane.head_stride * plane.element_bytes;
+      std::byte* const row = to + head * row_bytes;
+      if (stream && StreamHead<kToDense>(plane, from, row, count, staging)) continue;
+      MoveHead<kToDense>(plane, from, row, count);
     }
   });
+  if (stream) StreamFence();
 }
 
 }  // namespace

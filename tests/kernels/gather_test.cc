@@ -46,31 +46,39 @@ void Randomise(std::mt19937_64& random, std::vector<std::byte>* bytes) {
   for (std::byte& b : *bytes) b = static_cast<std::byte>(random());
 }
 
+// Bytes to skip so that the rest is `past` bytes past a cache line's begin.
+size_t SkipTo(const std::vector<std::byte>& bytes, size_t past) {
+  return (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64 + past;
+}
+
 // Every plane of every layer, tokens from anywhere to anywhere.
-void CheckSpec(const PagedSpec& spec, uint64_t seed) {
+void CheckSpec(const PagedSpec& spec, uint64_t seed, size_t past_line = 16) {
   std::mt19937_64 random(seed);
   const auto bytes = PagedBytes(spec);
   ASSERT_TRUE(bytes.ok()) << bytes.status();
-  std::vector<std::byte> memory(*bytes);
+  std::vector<std::byte> memory(*bytes + 128);
   Randomise(random, &memory);
+  const size_t skip = SkipTo(memory, past_line);
   std::vector<uint32_t> pages(spec.page_count);
   for (uint32_t i = 0; i < spec.page_count; ++i) pages[i] = (i * 7 + 3) % spec.page_count;
   const uint64_t capacity = uint64_t{spec.page_count} * spec.page_tokens;
   for (uint32_t layer = 0; layer < spec.layers; ++layer) {
-    const auto planes = PlanesOf(spec, memory.data(), layer);
+    const auto planes = PlanesOf(spec, memory.data() + skip, layer);
     ASSERT_TRUE(planes.ok()) << planes.status();
     for (const bool value : {false, true}) {
       const PagedPlane& plane = value ? planes->values : planes->keys;
       const uint64_t first = random() % capacity;
       const auto count = static_cast<uint32_t>(1 + random() % (capacity - first));
       const TokenRange range{pages, first, count};
-      std::vector<std::byte> dense(DenseBytes(plane, count));
-      GatherPlane(plane, range, dense.data());
+      std::vector<std::byte> dense_memory(DenseBytes(plane, count) + 128);
+      std::byte* const dense = dense_memory.data() + SkipTo(dense_memory, past_line);
+      GatherPlane(plane, range, dense);
       const auto at = [&](uint64_t t, uint64_t h, uint64_t i) {
         const uint64_t token = first + t;
         return IndexOf(spec, value, layer, pages[token / spec.page_tokens],
                        token % spec.page_tokens, h, i) *
-               spec.element_bytes;
+                   spec.element_bytes +
+               skip;
       };
       for (uint64_t t = 0, n = 0; t < count; ++t)
         for (uint64_t h = 0; h < plane.heads; ++h)
@@ -80,12 +88,12 @@ void CheckSpec(const PagedSpec& spec, uint64_t seed) {
                 << h << " element " << i;
       // Scatter changes these elements and nothing else.
       std::vector<std::byte> expected = memory;
-      Randomise(random, &dense);
+      Randomise(random, &dense_memory);
       for (uint64_t t = 0, n = 0; t < count; ++t)
         for (uint64_t h = 0; h < plane.heads; ++h)
           for (uint64_t i = 0; i < plane.dim; ++i, n += spec.element_bytes)
             std::memcpy(&expected[at(t, h, i)], &dense[n], spec.element_bytes);
-      ScatterPlane(plane, range, dense.data());
+      ScatterPlane(plane, range, dense);
       ASSERT_EQ(memory, expected) << (value ? "V" : "K") << " layer " << layer;
     }
   }
@@ -121,6 +129,32 @@ TEST(Gather, EveryLayoutAgreesWithItsFormula) {
               if (HasFatalFailure()) return;
             }
           }
+        }
+      }
+    }
+  }
+}
+
+// From 64 KiB on lines are streamed where the destination is made of whole ones.
+TEST(Gather, LargeMovesAgreeWithTheFormulaOnLinesAndOffThem) {
+  uint64_t seed = 1;
+  for (const PagedKind kind : {PagedKind::kPageKvTokenHead, PagedKind::kPageHeadKvToken,
+                               PagedKind::kSplitKeys, PagedKind::kLatent}) {
+    for (const uint32_t element_bytes : {1u, 2u, 4u}) {
+      for (const uint32_t page_tokens : {16u, 24u, 64u}) {
+        for (const size_t past_line : {0u, 16u}) {
+          const PagedSpec spec{.kind = kind,
+                               .element_bytes = element_bytes,
+                               .page_tokens = page_tokens,
+                               .page_count = 1600 / page_tokens,
+                               .kv_heads = kind == PagedKind::kLatent ? 1u : 3u,
+                               .key_dim = 64,
+                               .value_dim = 64};
+          SCOPED_TRACE(std::string(NameOf(kind)) + " bytes " + std::to_string(element_bytes) +
+                       " page " + std::to_string(page_tokens) + " past " +
+                       std::to_string(past_line));
+          CheckSpec(spec, ++seed, past_line);
+          if (HasFatalFailure()) return;
         }
       }
     }
