@@ -35,6 +35,7 @@ absl::StatusOr<std::unique_ptr<Conversation>> Conversation::Create(Engine* engin
   if (store != nullptr) {
     KvBridge::Options bridge{.session = o.session, .chunk_tokens = o.chunk_tokens};
     bridge.log = o.log;
+    bridge.device = o.device;
     conversation->bridge_ = std::make_unique<KvBridge>(store, engine, std::move(bridge));
   }
   return conversation;
@@ -124,6 +125,10 @@ absl::Status Conversation::Prefill(Sequence* sequence, std::span<const uint32_t>
     return engine_->Prefill(sequence, context, 0, nullptr, logits);
   }
   TK_ASSIGN_OR_RETURN(const KvBridge::Report report, bridge_->Prefill(sequence, context, logits));
+  row->pooled_tokens = report.pooled_tokens;
+  row->stall_ms = report.stall_s * 1e3;
+  row->buffer_bytes = report.buffer_bytes;
+  row->predicted = report.predicted;
   row->restored_host_tokens = report.restored_host_tokens;
   row->restored_disk_tokens = report.restored_disk_tokens;
   row->computed_tokens = report.computed_tokens;

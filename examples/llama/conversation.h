@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@ namespace turnkeep::llama {
 
 struct TurnRow {
   uint64_t context_tokens = 0;  // of the prompt: history and the user's turn
+  uint64_t pooled_tokens = 0;   // were in the page pool, not loaded
   uint64_t restored_host_tokens = 0;
   uint64_t restored_disk_tokens = 0;
   uint64_t computed_tokens = 0;
@@ -37,6 +39,11 @@ struct TurnRow {
   // truncation there and once in all here, are then compared by tokens alone.
   bool identical = false;
   std::string miss_reason;
+  // Waits for restored layers, the memory of the read buffer, and both as predicted before
+  // (CachedAttention, section 3.2); unset where nothing was restored, or at first.
+  double stall_ms = 0;
+  uint64_t buffer_bytes = 0;
+  std::optional<PipelineRates::Prediction> predicted;
   std::vector<uint32_t> answer;
 };
 
@@ -52,6 +59,7 @@ class Conversation {
     // A context that overflows loses the oldest half of its history, and the cache stays valid
     // (CachedAttention, section 3.4). Else it is an error.
     bool truncate_oldest_half = false;
+    KvDevice* device = nullptr;  // see KvBridge::Options
     std::function<void(const std::string&)> log = [](const std::string&) {};
   };
 

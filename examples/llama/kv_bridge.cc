@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <absl/time/clock.h>
+
 #include "core/check.h"
 #include "core/status.h"
 
@@ -26,14 +28,17 @@ class KvBridge::LayerPass : public LayerObserver {
       : restore_(restore), save_(save), compute_(compute), start_(start) {}
 
   bool lost_tokens() const { return lost_tokens_; }
+  double stall_s() const { return absl::ToDoubleSeconds(stall_); }
   // Of the device, in either direction.
   const absl::Status& restore_status() const { return restore_status_; }
   const absl::Status& save_status() const { return save_status_; }
 
   absl::Status BeforeLayer(uint32_t layer) override {
     if (restore_ == nullptr) return absl::OkStatus();
+    const absl::Time begin = absl::Now();
     const absl::StatusOr<uint64_t> tokens = restore_->WaitLayer(layer, *compute_);
     restore_status_ = tokens.ok() ? compute_->Synchronize() : tokens.status();
+    stall_ += absl::Now() - begin;
     if (restore_status_.ok() && *tokens >= start_) return absl::OkStatus();
     lost_tokens_ = true;
     return absl::AbortedError("restored tokens were lost");
@@ -48,6 +53,7 @@ class KvBridge::LayerPass : public LayerObserver {
   LayerSave* const save_;
   DeviceStream* const compute_;
   const uint64_t start_;
+  absl::Duration stall_;
   bool lost_tokens_ = false;
   absl::Status restore_status_;
   absl::Status save_status_;
@@ -68,13 +74,17 @@ PagedPlane PlaneOf(PagedKvCache* cache, Plane plane, uint32_t layer) {
 }
 
 KvBridge::KvBridge(KvStore* store, Engine* engine, Options options)
-    : store_(store), engine_(engine), options_(std::move(options)) {}
+    : store_(store),
+      engine_(engine),
+      options_(std::move(options)),
+      own_device_(options_.device == nullptr ? std::make_unique<KvDevice>() : nullptr),
+      device_(options_.device == nullptr ? own_device_.get() : options_.device) {}
 
 KvBridge::~KvBridge() { (void)Finish(); }
 
 absl::Status KvBridge::Greet(const Sequence& sequence) {
   if (compute_ == nullptr) {
-    TK_ASSIGN_OR_RETURN(compute_, device_.NewStream());
+    TK_ASSIGN_OR_RETURN(compute_, device_->device().NewStream());
   }
   kv_layout_ = LayoutOf(*engine_, sequence.cache()->options(), options_.chunk_tokens);
   TK_ASSIGN_OR_RETURN(layout_, store_->RegisterLayout(kv_layout_));
@@ -133,8 +143,13 @@ absl::Status KvBridge::RunPasses(Sequence* sequence, std::span<const uint32_t> c
     *start = restore_ != nullptr ? restore_->token_count() : 0;
     if (usable_) BeginSave(*sequence, context);
     LayerPass pass(restore_.get(), saving_ ? saving_->save.get() : nullptr, compute_.get(), *start);
+    const absl::Time begin = absl::Now();
     const absl::Status status =
         engine_->Prefill(sequence, context.subspan(*start), *start, &pass, logits);
+    report->stall_s = pass.stall_s();
+    if (status.ok())
+      device_->rates().Computed(context.size() - *start,
+                                absl::ToDoubleSeconds(absl::Now() - begin) - pass.stall_s());
     if (!pass.save_status().ok()) {
       saving_.reset();
       SaveFailed(pass.save_status());
@@ -153,11 +168,19 @@ absl::Status KvBridge::RunPasses(Sequence* sequence, std::span<const uint32_t> c
 // `tokens` of what was restored are used.
 void KvBridge::EndRestore(uint64_t tokens, Report* report) {
   if (restore_ == nullptr) return;
-  for (const RestoredSpan& span : restore_->ticket().spans()) {
+  for (const RestoredSpan& span : restore_->spans()) {
     if (span.token_begin >= tokens) break;
     const uint64_t used = std::min<uint64_t>(span.token_count, tokens - span.token_begin);
-    (span.tier == Tier::kDisk ? report->restored_disk_tokens : report->restored_host_tokens) +=
-        used;
+    uint64_t& tokens_from = span.tier == Tier::kGpu    ? report->pooled_tokens
+                            : span.tier == Tier::kDisk ? report->restored_disk_tokens
+                                                       : report->restored_host_tokens;
+    tokens_from += used;
+  }
+  report->predicted = predicted_;
+  if (const auto moved = restore_->Report(); moved.ok()) {
+    report->buffer_bytes = moved->buffer_bytes;
+    device_->rates().Loaded(tokens - std::min(tokens, report->pooled_tokens), moved->copied_bytes,
+                            moved->load_s);
   }
   const std::string trouble = restore_->trouble();
   if (!trouble.empty()) {
@@ -181,18 +204,40 @@ void KvBridge::BeginLoad(const Sequence& sequence, std::span<const uint32_t> con
     ticket = std::move(shared);
     miss_reason_ = ticket->miss_reason();
   }
-  const absl::Status started = StartRestore(sequence, std::move(ticket), context.size() - 1);
+  const absl::Status started = StartRestore(sequence, std::move(ticket), context.size());
   if (started.ok()) return;
   miss_reason_ = MessageOf(started);
   options_.log(fmt::format("restore: {}", miss_reason_));
   restore_.reset();
 }
 
+std::optional<PipelineRates::Prediction> KvBridge::PredictRestore(const RestoreTicket& ticket,
+                                                                  uint64_t context_tokens) const {
+  const PagePool* const pool = device_->PoolFor(kv_layout_);
+  const uint64_t tokens = std::min(ticket.token_count(), context_tokens - 1);
+  uint64_t to_load = 0;
+  for (const RestoredSpan& span : ticket.spans()) {
+    if (span.token_begin >= tokens) break;
+    if (pool != nullptr && pool->Contains(span.chunk)) continue;
+    to_load += std::min<uint64_t>(span.token_count, tokens - span.token_begin);
+  }
+  return device_->rates().Predict({.history_tokens = to_load,
+                                   .new_tokens = context_tokens - tokens,
+                                   .layers = engine_->model().config().layers,
+                                   .budget_bytes = device_->options().restore_bytes});
+}
+
 absl::Status KvBridge::StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
-                                    uint64_t max_tokens) {
+                                    uint64_t context_tokens) {
   TK_ASSIGN_OR_RETURN(restore_mover_, MakeMover(sequence));
-  TK_ASSIGN_OR_RETURN(restore_, LayerRestore::Start(device_, kv_layout_, std::move(ticket),
-                                                    {.max_tokens = max_tokens}));
+  LayerRestoreOptions options{.buffer_bytes = device_->options().restore_bytes,
+                              .max_tokens = context_tokens - 1,
+                              .lanes = &device_->lanes(),
+                              .pool = device_->PoolFor(kv_layout_)};
+  predicted_ = PredictRestore(*ticket, context_tokens);
+  if (predicted_.has_value()) options.buffer_bytes = predicted_->buffer_bytes;
+  TK_ASSIGN_OR_RETURN(
+      restore_, LayerRestore::Start(device_->device(), kv_layout_, std::move(ticket), options));
   return restore_->Bind(*restore_mover_);
 }
 
@@ -230,8 +275,11 @@ void KvBridge::BeginSave(const Sequence& sequence, std::span<const uint32_t> con
 absl::Status KvBridge::StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket) {
   Saving saving;
   TK_ASSIGN_OR_RETURN(saving.mover, MakeMover(sequence));
-  TK_ASSIGN_OR_RETURN(saving.save,
-                      LayerSave::Start(device_, kv_layout_, std::move(ticket), *saving.mover, {}));
+  const LayerSaveOptions options{.buffer_bytes = device_->options().restore_bytes,
+                                 .lanes = &device_->lanes(),
+                                 .pool = device_->PoolFor(kv_layout_)};
+  TK_ASSIGN_OR_RETURN(saving.save, LayerSave::Start(device_->device(), kv_layout_,
+                                                    std::move(ticket), *saving.mover, options));
   saving_ = std::move(saving);
   return absl::OkStatus();
 }
@@ -274,6 +322,7 @@ absl::Status KvBridge::Finish() {
   if (!saving_) return absl::OkStatus();
   const absl::StatusOr<CommitResult> result = saving_->save->WaitCommitted();
   saving_.reset();
+  ReportResidency();
   if (result.ok()) {
     generation_ = result->generation;
     saved_tokens_ = result->token_count;
@@ -281,6 +330,16 @@ absl::Status KvBridge::Finish() {
   }
   SaveFailed(result.status());
   return result.status();
+}
+
+void KvBridge::ReportResidency() {
+  const PagePool* const pool = device_->PoolFor(kv_layout_);
+  if (pool == nullptr) return;
+  std::vector<GpuChunk> chunks;
+  for (const PagePool::Chunk& chunk : pool->Residency())
+    if (chunks.size() < kMaxGpuChunks) chunks.push_back({chunk.id, chunk.bytes});
+  const absl::Status reported = store_->ReportGpuResidency(chunks);
+  if (!reported.ok()) options_.log(fmt::format("page pool: {}", MessageOf(reported)));
 }
 
 absl::Status KvBridge::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,

@@ -31,10 +31,10 @@
 #include "core/kv_store.h"
 #include "core/layout.h"
 #include "gpu_tier/cpu_page_mover.h"
-#include "gpu_tier/host_device.h"
 #include "gpu_tier/layer_restore.h"
 #include "gpu_tier/layer_save.h"
 #include "llama/engine.h"
+#include "llama/kv_device.h"
 
 namespace turnkeep::llama {
 
@@ -51,15 +51,23 @@ class KvBridge {
     absl::Duration commit_deadline = absl::Seconds(30);
     // How long a save may wait for room.
     absl::Duration space_deadline = absl::Seconds(2);
+    // Shared with other bridges; outlives this. Null: one of its own, without a page pool.
+    KvDevice* device = nullptr;
     // Gets one line for every failure that was worked around.
     std::function<void(const std::string&)> log = [](const std::string&) {};
   };
   struct Report {
+    uint64_t pooled_tokens = 0;  // were in the page pool
     uint64_t restored_host_tokens = 0;
     uint64_t restored_disk_tokens = 0;
     uint64_t computed_tokens = 0;
     uint32_t restarts = 0;    // passes begun again because restored tokens were lost
     std::string miss_reason;  // why not all but the last token were restored
+    // Of the last pass: waits for layers, and the memory of the read buffer. Predicted before the
+    // restore from what earlier ones took (CachedAttention §3.2); unset at first.
+    double stall_s = 0;
+    uint64_t buffer_bytes = 0;
+    std::optional<PipelineRates::Prediction> predicted;
   };
 
   KvBridge(KvStore* store, Engine* engine, Options options);
@@ -75,7 +83,8 @@ class KvBridge {
   // Begins to save `context`, whose KV is all in `sequence`, as the session's state.
   void Save(const Sequence& sequence, std::span<const uint32_t> context);
 
-  // Waits for the running save, if there is one. The error of a save that failed.
+  // Waits for the running save, if there is one, and tells the store what the page pool holds. The
+  // error of a save that failed.
   absl::Status Finish();
 
   // Takes tokens [drop_begin, drop_end) out of the session and out of `sequence`, which
@@ -100,10 +109,15 @@ class KvBridge {
   absl::Status Greet(const Sequence& sequence);
   absl::StatusOr<std::unique_ptr<CpuPageMover>> MakeMover(const Sequence& sequence) const;
   absl::Status StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
-                            uint64_t max_tokens);
+                            uint64_t context_tokens);
   absl::Status StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket);
   void EndRestore(uint64_t tokens, Report* report);
+  // What the next restore of the ticket's tokens will take, as far as is known.
+  std::optional<PipelineRates::Prediction> PredictRestore(const RestoreTicket& ticket,
+                                                          uint64_t context_tokens) const;
   void BeginCommit();
+  // Tells the store what the page pool holds now.
+  void ReportResidency();
   void BeginLoad(const Sequence& sequence, std::span<const uint32_t> context);
   std::unique_ptr<RestoreTicket> BeginRestore(const std::string& session,
                                               std::span<const uint32_t> context);
@@ -115,7 +129,8 @@ class KvBridge {
   KvStore* const store_;
   Engine* const engine_;
   const Options options_;
-  HostDevice device_;  // before all that runs on it
+  std::unique_ptr<KvDevice> own_device_;  // before all that runs on it
+  KvDevice* const device_;
   std::unique_ptr<DeviceStream> compute_;
   KvLayout kv_layout_;
   Fingerprint layout_;   // of kv_layout_
@@ -125,7 +140,8 @@ class KvBridge {
   std::string miss_reason_;
   std::unique_ptr<CpuPageMover> restore_mover_;
   std::unique_ptr<LayerRestore> restore_;  // during Prefill
-  std::optional<Saving> saving_;           // until Finish
+  std::optional<PipelineRates::Prediction> predicted_;
+  std::optional<Saving> saving_;  // until Finish
 };
 
 }  // namespace turnkeep::llama

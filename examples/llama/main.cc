@@ -36,6 +36,7 @@ struct Flags {
   uint32_t answer_tokens = 24;
   uint32_t chunk_tokens = kDefaultChunkTokens;
   uint32_t threads = 2;
+  uint32_t gpu_mib = 64;
   std::string state_path;
   bool go_on = false;
   bool no_compare = false;
@@ -145,39 +146,51 @@ absl::StatusOr<std::unique_ptr<Model>> LoadModel(const Flags& flags) {
 }
 
 void PrintHeader() {
-  fmt::print("{:>4} {:>8} {:>8} {:>6} {:>6} {:>9} {:>10} {:>10} {:>9}  {}\n", "turn", "context",
-             "restored", "host", "disk", "computed", "TTFT ms", "recompute", "tokens/s",
-             "identical");
+  fmt::print("{:>4} {:>8} {:>8} {:>6} {:>6} {:>6} {:>9} {:>10} {:>8} {:>10} {:>10} {:>9}  {}\n",
+             "turn", "context", "restored", "host", "disk", "gpu", "computed", "TTFT ms",
+             "stall ms", "predicted", "recompute", "tokens/s", "identical");
 }
 
 void PrintRow(const Flags& flags, uint64_t turn, const TurnRow& row, const std::string& text) {
-  const uint64_t restored = row.restored_host_tokens + row.restored_disk_tokens;
+  const uint64_t restored = row.pooled_tokens + row.restored_host_tokens + row.restored_disk_tokens;
   if (flags.json) {
     nlohmann::json json{{"turn", turn},
                         {"context_tokens", row.context_tokens},
                         {"restored_tokens", restored},
+                        {"restored_gpu_tokens", row.pooled_tokens},
                         {"restored_host_tokens", row.restored_host_tokens},
                         {"restored_disk_tokens", row.restored_disk_tokens},
                         {"computed_tokens", row.computed_tokens},
                         {"ttft_ms", row.ttft_ms},
+                        {"stall_ms", row.stall_ms},
+                        {"buffer_bytes", row.buffer_bytes},
                         {"answer_tokens_per_s", row.tokens_per_s},
                         {"answer", row.answer}};
     if (row.compared) {
       json["recompute_ttft_ms"] = row.recompute_ttft_ms;
       json["identical"] = row.identical;
     }
+    if (row.predicted.has_value()) {
+      json["stall_ms_predicted"] = row.predicted->stall_s * 1e3;
+      json["buffer_bytes_predicted"] = row.predicted->buffer_bytes;
+    }
     if (row.dropped_tokens > 0) json["dropped_tokens"] = row.dropped_tokens;
     if (!row.miss_reason.empty()) json["miss_reason"] = row.miss_reason;
     if (!text.empty()) json["text"] = text;
     fmt::print("{}\n", json.dump());
   } else {
-    fmt::print("{:>4} {:>8} {:>8} {:>6} {:>6} {:>9} {:>10.1f} {:>10} {:>9.1f}  {}\n", turn,
-               row.context_tokens, restored, row.restored_host_tokens, row.restored_disk_tokens,
-               row.computed_tokens, row.ttft_ms,
-               row.compared ? fmt::format("{:.1f}", row.recompute_ttft_ms) : "-", row.tokens_per_s,
-               !row.compared   ? "-"
-               : row.identical ? "yes"
-                               : "NO");
+    const auto ms = [](bool there, double value) {
+      return there ? fmt::format("{:.1f}", value) : std::string("-");
+    };
+    fmt::print(
+        "{:>4} {:>8} {:>8} {:>6} {:>6} {:>6} {:>9} {:>10.1f} {:>8.1f} {:>10} {:>10} {:>9.1f}  {}\n",
+        turn, row.context_tokens, restored, row.restored_host_tokens, row.restored_disk_tokens,
+        row.pooled_tokens, row.computed_tokens, row.ttft_ms, row.stall_ms,
+        ms(row.predicted.has_value(), row.predicted.has_value() ? row.predicted->stall_s * 1e3 : 0),
+        ms(row.compared, row.recompute_ttft_ms), row.tokens_per_s,
+        !row.compared   ? "-"
+        : row.identical ? "yes"
+                        : "NO");
     if (row.dropped_tokens > 0)
       fmt::print("     the oldest {} tokens were dropped\n", row.dropped_tokens);
     if (!text.empty()) fmt::print("     {}\n", text);
@@ -229,6 +242,7 @@ absl::Status Run(const Flags& flags, bool* identical) {
     store.kv.reset();
     return store.embedded == nullptr ? absl::OkStatus() : store.embedded->Close(absl::Seconds(30));
   }
+  KvDevice device({.pool_bytes = uint64_t{flags.gpu_mib} * kMiB});
   Conversation::Options options{
       .session = flags.session,
       .dtype = flags.kv == "bfloat16" ? DType::kBFloat16 : DType::kFloat32,
@@ -236,7 +250,8 @@ absl::Status Run(const Flags& flags, bool* identical) {
       .answer_tokens = flags.answer_tokens,
       .chunk_tokens = flags.chunk_tokens,
       .compare = !flags.no_compare,
-      .truncate_oldest_half = flags.truncate == "oldest-half"};
+      .truncate_oldest_half = flags.truncate == "oldest-half",
+      .device = &device};
   options.log = [](const std::string& line) { fmt::print(stderr, "turnkeep-llama: {}\n", line); };
   TK_ASSIGN_OR_RETURN(const std::unique_ptr<Conversation> conversation,
                       Conversation::Create(engine.get(), store.kv.get(), options));
@@ -301,6 +316,10 @@ void DeclareFlags(CLI::App* app, Flags* f) {
       ->capture_default_str();
   app->add_option("--threads", f->threads)
       ->check(CLI::Range(1u, kMaxThreads))
+      ->capture_default_str();
+  app->add_option("--gpu-mib", f->gpu_mib,
+                  "device memory for chunks that stay hot between turns (0: none)")
+      ->check(CLI::Range(0u, 1u << 20))
       ->capture_default_str();
   auto* state =
       app->add_option("--state", f->state_path, "file that keeps the conversation's tokens");

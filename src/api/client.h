@@ -95,6 +95,8 @@ class Client : public KvStore {
       const VerifyRequest& request,
       const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) override;
   absl::StatusOr<StoreStatus> Status() override;
+  // Unavailable: not connected; the daemon has then forgotten the report before as well.
+  absl::Status ReportGpuResidency(std::span<const GpuChunk> chunks) override;
 
  private:
   class Impl;  // client_impl.h

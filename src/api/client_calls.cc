@@ -1,6 +1,9 @@
-// The calls of Client that are one request and one reply.
+// The calls of Client that are one request and one reply, or none.
+#include <cstring>
+
 #include "api/client.h"
 #include "api/client_impl.h"
+#include "api/wire_plan.h"
 #include "core/status.h"
 
 namespace turnkeep {
@@ -118,6 +121,22 @@ absl::StatusOr<StoreStatus> Client::Status() {
   TK_ASSIGN_OR_RETURN(const auto reply,
                       impl_->Call<wire::StoreStatus>(wire::STATUS, wire::Empty()));
   return wire::FromWire(reply);
+}
+
+absl::Status Client::ReportGpuResidency(std::span<const GpuChunk> chunks) {
+  if (chunks.size() > kMaxGpuChunks)
+    return InvalidArgument("gpu residency: {} chunks, the limit is {}", chunks.size(),
+                           kMaxGpuChunks);
+  std::vector<wire::GpuEntry> entries(chunks.size());
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    std::memcpy(entries[i].chunk, chunks[i].chunk.bytes.data(), sizeof(entries[i].chunk));
+    entries[i].bytes = chunks[i].bytes;
+  }
+  wire::GpuResidency message;
+  message.set_entry_count(static_cast<uint32_t>(entries.size()));
+  TK_ASSIGN_OR_RETURN(const auto connection, impl_->Connection());
+  return connection->Send(wire::GPU_RESIDENCY, message.SerializeAsString(), wire::AsBytes(entries),
+                          impl_->RequestDeadline());
 }
 
 }  // namespace turnkeep

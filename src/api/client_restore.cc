@@ -105,7 +105,8 @@ absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
                     .first_in_chunk = entry.first_in_chunk,
                     .chunk_token_count = entry.chunk_token_count,
                     .stored_position = entry.stored_position,
-                    .tier = static_cast<Tier>(entry.tier)});
+                    .tier = static_cast<Tier>(entry.tier),
+                    .chunk = source.id});
   sources_.push_back(source);
   return absl::OkStatus();
 }

@@ -108,7 +108,8 @@ absl::Status ClientSaveTicket::AddChunk(const wire::SaveEntry& entry) {
     if (!copies_.back()) return ResourceExhausted("save: no memory for {} bytes", bytes);
     image.memory = {copies_.back().get(), bytes};
   }
-  chunks_.push_back({.token_begin = entry.token_begin, .token_count = entry.token_count});
+  chunks_.push_back(
+      {.token_begin = entry.token_begin, .token_count = entry.token_count, .chunk = image.id});
   images_.push_back(image);
   return absl::OkStatus();
 }

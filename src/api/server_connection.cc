@@ -9,6 +9,7 @@
 #include "api/server_calls.h"
 #include "api/server_tickets.h"
 #include "api/wire_messages.h"
+#include "api/wire_plan.h"
 #include "core/check.h"
 #include "core/status.h"
 
@@ -119,6 +120,7 @@ void ServerConnection::Close(const std::string& why) {
   spdlog::debug("{}: closed, {}; {} tickets released", Name(), why, tickets_->count());
   state_ = State::kClosed;
   tickets_->Clear();
+  gpu_.reset();
   sending_stopped_ = true;
   context_.totals().outbound_bytes -= outbound_bytes_;
   context_.totals().running_calls -= running_calls_;
@@ -205,11 +207,31 @@ void ServerConnection::HandleFrame(wire::Frame& frame) {
                                  state_ == State::kOpen ? "after the hello" : "before the hello"));
   }
   if (ConnectionTickets::Handles(header.type)) return tickets_->Handle(frame);
+  if (header.type == wire::GPU_RESIDENCY) {
+    // There is no reply that could carry the error.
+    const absl::Status taken = TakeResidency(frame);
+    if (!taken.ok()) Kick("bad_frame", taken);
+    return;
+  }
   if (!IsStoreCall(header.type)) {
     return Kick("bad_frame",
                 InvalidArgument("frame {}: not a request", wire::TypeName(header.type)));
   }
   RunCall(frame);
+}
+
+absl::Status ServerConnection::TakeResidency(const wire::Frame& frame) {
+  TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::GpuResidency>(frame.payload()));
+  TK_ASSIGN_OR_RETURN(const auto entries,
+                      wire::ParseEntries<wire::GpuEntry>(frame.raw(), message.entry_count()));
+  std::vector<GpuChunk> chunks(entries.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    std::memcpy(chunks[i].chunk.bytes.data(), entries[i].chunk, sizeof(entries[i].chunk));
+    chunks[i].bytes = entries[i].bytes;
+  }
+  if (gpu_ == nullptr)
+    gpu_ = context_.store().OpenGpuEngine(tenant_.number, client_name_, peer_pid_);
+  return gpu_->Report(chunks);
 }
 
 void ServerConnection::RunCall(wire::Frame& frame) {

@@ -116,6 +116,7 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   absl::StatusOr<std::string> TenantOf(const wire::Hello& hello) const;
   void FinishHello(absl::StatusOr<TenantHandle> tenant);
   void RunCall(wire::Frame& frame);
+  absl::Status TakeResidency(const wire::Frame& frame);
   void Flush();
   // True when the frame is wholly sent.
   bool SendSome(OutboundFrame& frame, size_t* sent);
@@ -137,6 +138,7 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   TenantHandle tenant_;
   wire::FrameReader reader_;
   std::unique_ptr<ConnectionTickets> tickets_;
+  std::unique_ptr<GpuEngine> gpu_;  // from the first report on, until it closes
 
   std::deque<OutboundFrame> outbound_;
   uint64_t outbound_bytes_ = 0;

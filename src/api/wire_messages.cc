@@ -262,6 +262,14 @@ void ToWire(const turnkeep::Explanation& explanation, Explanation* out) {
     to->set_tier(static_cast<uint32_t>(part.tier));
     to->set_reason(part.reason);
   }
+  for (const turnkeep::GpuHolder& holder : explanation.gpu) {
+    GpuHolder* to = out->add_gpu();
+    to->set_engine(holder.engine);
+    to->set_pid(holder.pid);
+    to->set_token_count(holder.token_count);
+    to->set_chunk_count(holder.chunk_count);
+    to->set_bytes(holder.bytes);
+  }
   for (const std::string& note : explanation.notes) out->add_notes(note);
 }
 
@@ -277,6 +285,13 @@ absl::StatusOr<turnkeep::Explanation> FromWire(const Explanation& message) {
     part.token_count = from.token_count();
     TK_ASSIGN_OR_RETURN(part.tier, TierFromWire(from.tier()));
     part.reason = from.reason();
+  }
+  for (const GpuHolder& from : message.gpu()) {
+    explanation.gpu.push_back({.engine = from.engine(),
+                               .pid = from.pid(),
+                               .token_count = from.token_count(),
+                               .chunk_count = from.chunk_count(),
+                               .bytes = from.bytes()});
   }
   explanation.notes.assign(message.notes().begin(), message.notes().end());
   return explanation;

@@ -49,6 +49,13 @@ static_assert(sizeof(RestoreEntry) == 104);
 static_assert(std::is_trivially_copyable_v<SaveEntry> &&
               std::is_trivially_copyable_v<RestoreEntry>);
 
+// A chunk in an engine's page pool.
+struct GpuEntry {
+  uint8_t chunk[32];
+  uint64_t bytes;
+};
+static_assert(sizeof(GpuEntry) == 40 && std::is_trivially_copyable_v<GpuEntry>);
+
 template <typename Entry>
 std::span<const std::byte> AsBytes(const std::vector<Entry>& entries) {
   return std::as_bytes(std::span<const Entry>(entries));

@@ -14,6 +14,7 @@ void ToWire(const turnkeep::SessionInfo& info, SessionInfo* out) {
   out->set_kv_bytes(info.kv_bytes);
   out->set_host_bytes(info.host_bytes);
   out->set_disk_bytes(info.disk_bytes);
+  out->set_gpu_bytes(info.gpu_bytes);
   out->set_shared_chunks(info.shared_chunks);
   out->set_created_unix_s(info.created_unix_s);
   out->set_last_used_unix_s(info.last_used_unix_s);
@@ -34,6 +35,7 @@ absl::StatusOr<turnkeep::SessionInfo> FromWire(const SessionInfo& message) {
   info.kv_bytes = message.kv_bytes();
   info.host_bytes = message.host_bytes();
   info.disk_bytes = message.disk_bytes();
+  info.gpu_bytes = message.gpu_bytes();
   info.shared_chunks = message.shared_chunks();
   info.created_unix_s = message.created_unix_s();
   info.last_used_unix_s = message.last_used_unix_s();
@@ -61,6 +63,7 @@ void ToWire(const turnkeep::SessionDetail& detail, SessionDetail* out) {
     to->set_session_count(span.session_count);
     to->set_pin_count(span.pin_count);
     to->set_missing_reason(span.missing_reason);
+    to->set_gpu_engines(span.gpu_engines);
   }
 }
 
@@ -83,6 +86,7 @@ absl::StatusOr<turnkeep::SessionDetail> FromWire(const SessionDetail& message) {
     span.session_count = from.session_count();
     span.pin_count = from.pin_count();
     span.missing_reason = from.missing_reason();
+    span.gpu_engines = from.gpu_engines();
   }
   return detail;
 }

@@ -166,6 +166,11 @@ class KvStore {
       const VerifyRequest& request,
       const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) = 0;
   virtual absl::StatusOr<StoreStatus> Status() = 0;
+
+  // What the page pool of this process holds now, in place of what was said before. It is shown
+  // (ListSessions, ShowSession, Explain) and nothing else; it is forgotten when this object, or its
+  // connection to the daemon, ends. At most kMaxGpuChunks. Does not wait for the daemon.
+  virtual absl::Status ReportGpuResidency(std::span<const GpuChunk> chunks) = 0;
 };
 
 }  // namespace turnkeep

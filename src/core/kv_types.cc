@@ -8,6 +8,8 @@ std::string_view NameOf(Tier tier) {
       return "none";
     case Tier::kHost:
       return "host";
+    case Tier::kGpu:
+      return "gpu";
     case Tier::kDisk:
       return "disk";
   }

@@ -11,12 +11,14 @@
 #include <absl/time/time.h>
 
 #include "core/chunk_identity.h"
+#include "core/gpu_holding.h"
 #include "core/ids.h"
 #include "core/limits.h"
 
 namespace turnkeep {
 
-enum class Tier : uint8_t { kNone = 0, kHost = 1, kDisk = 2 };
+// kGpu: in the pool of an engine process. The store knows of it by report alone and never reads it.
+enum class Tier : uint8_t { kNone = 0, kHost = 1, kDisk = 2, kGpu = 3 };
 std::string_view NameOf(Tier tier);
 
 // A context: its token ids, or one hash of the engine's own per chunk (the last may
@@ -53,6 +55,7 @@ struct SaveRequest {
 struct ChunkToSave {
   uint64_t token_begin = 0;  // in the context
   uint32_t token_count = 0;
+  ChunkId chunk;  // what the engine's own pool may call it
 };
 
 struct CommitResult {
@@ -87,6 +90,7 @@ struct RestoredSpan {
   uint32_t chunk_token_count = 0;  // n in the shapes of layout.h
   uint64_t stored_position = 0;    // position the first of them had when it was saved
   Tier tier = Tier::kNone;         // where it was found
+  ChunkId chunk;
 };
 
 // ---- sessions --------------------------------------------------------------------
@@ -100,6 +104,7 @@ struct SessionInfo {
   uint64_t restorable_tokens = 0;  // leading tokens that some tier holds
   uint64_t chunk_count = 0;
   uint64_t kv_bytes = 0;    // of all its chunks, stored or not
+  uint64_t gpu_bytes = 0;   // of those that some engine has in its page pool, each once
   uint64_t host_bytes = 0;  // slots held in the host tier
   uint64_t disk_bytes = 0;
   uint64_t shared_chunks = 0;  // also referenced by another session
@@ -120,6 +125,7 @@ struct SessionSpan {
   uint64_t slot_bytes = 0;
   bool in_host = false;
   bool on_disk = false;
+  uint32_t gpu_engines = 0;    // that have it in their page pools
   uint32_t session_count = 0;  // sessions that refer to the chunk
   uint32_t pin_count = 0;
   std::string missing_reason;  // when no tier holds it
@@ -176,6 +182,7 @@ struct Explanation {
   uint64_t disk_bytes = 0;  // to be read from disk
   double predicted_us = 0;  // at the bandwidths measured so far
   std::vector<ExplainPart> parts;
+  std::vector<GpuHolder> gpu;      // engines that have a part in device memory, for themselves
   std::vector<std::string> notes;  // e.g. the layout field that differs
 };
 

@@ -3,37 +3,36 @@
 #include <algorithm>
 #include <utility>
 
+#include <absl/time/clock.h>
+
 #include "core/check.h"
 #include "core/status.h"
 
 namespace turnkeep {
 
 LayerRestore::LayerRestore(Device& device, const KvLayout& layout,
-                           std::unique_ptr<RestoreTicket> ticket)
-    : device_(device), layout_(layout), ticket_(std::move(ticket)) {}
+                           std::unique_ptr<RestoreTicket> ticket, PagePool* pool)
+    : device_(device), layout_(layout), ticket_(std::move(ticket)), pooled_(pool, layout_) {}
 
 absl::StatusOr<std::unique_ptr<LayerRestore>> LayerRestore::Start(
     Device& device, const KvLayout& layout, std::unique_ptr<RestoreTicket> ticket,
     const LayerRestoreOptions& options) {
-  auto restore = std::unique_ptr<LayerRestore>(new LayerRestore(device, layout, std::move(ticket)));
+  auto restore = std::unique_ptr<LayerRestore>(
+      new LayerRestore(device, layout, std::move(ticket), options.pool));
   TK_RETURN_IF_ERROR(restore->Prepare(options));
   restore->loader_ = std::thread([r = restore.get()] { r->Run(); });
   return restore;
 }
 
 absl::Status LayerRestore::Prepare(const LayerRestoreOptions& options) {
-  StagingRing::Options ring{.budget_bytes = options.buffer_bytes,
-                            .piece_bytes = options.piece_bytes};
+  const uint64_t tokens = std::min(ticket_->token_count(), options.max_tokens);
   for (const RestoredSpan& span : ticket_->spans()) {
-    for (const LayerSpec& layer : layout_.layers) {
-      const uint64_t bytes = LayerPageBytes(layer, span.chunk_token_count);
-      ring.largest_page_bytes = std::max(ring.largest_page_bytes, bytes);
-      ring.total_bytes += RoundUp(bytes, kStagedPageAlignment);
-    }
+    if (span.token_begin >= tokens) break;
+    spans_.push_back(span);
   }
-  TK_ASSIGN_OR_RETURN(ring_, StagingRing::Make(device_, ring));
-  TK_ASSIGN_OR_RETURN(read_, device_.NewStream());
-  TK_ASSIGN_OR_RETURN(scatter_, device_.NewStream());
+  const StagingRing::Options ring = RingFor(options);
+  TK_ASSIGN_OR_RETURN(lane_, options.lanes != nullptr ? options.lanes->Take(ring)
+                                                      : PipelineLanes::TakeOwn(device_, ring));
   for (size_t layer = 0; layer < layout_.layers.size(); ++layer) {
     LayerMarks marks;
     TK_ASSIGN_OR_RETURN(marks.landed, device_.NewEvent());
@@ -41,10 +40,50 @@ absl::Status LayerRestore::Prepare(const LayerRestoreOptions& options) {
     TK_ASSIGN_OR_RETURN(marks.after_wait, device_.NewEvent());
     marks_.push_back(std::move(marks));
   }
+  FindPooled();
+  // Reads from disk that were begun for it stop.
+  if (pooled_tokens_ >= tokens) ticket_.reset();
   absl::MutexLock lock(&mu_);
-  tokens_ = std::min(ticket_->token_count(), options.max_tokens);
-  report_.buffer_bytes = ring_.memory_bytes();
+  tokens_ = tokens;
+  report_.buffer_bytes = lane_->ring.memory_bytes();
   return absl::OkStatus();
+}
+
+// The ring takes what the pool cannot.
+StagingRing::Options LayerRestore::RingFor(const LayerRestoreOptions& options) const {
+  StagingRing::Options ring{.budget_bytes = options.buffer_bytes,
+                            .piece_bytes = options.piece_bytes};
+  const size_t pool_slots = options.pool == nullptr ? 0 : options.pool->slot_count();
+  for (size_t i = 0; i < spans_.size(); ++i) {
+    for (const LayerSpec& layer : layout_.layers) {
+      const uint64_t bytes = LayerPageBytes(layer, spans_[i].chunk_token_count);
+      ring.largest_page_bytes = std::max(ring.largest_page_bytes, bytes);
+      if (i >= pool_slots) ring.total_bytes += RoundUp(bytes, kStagedPageAlignment);
+    }
+  }
+  return ring;
+}
+
+void LayerRestore::FindPooled() {
+  pooled_.Resize(spans_.size());
+  bool leading = true;
+  for (size_t i = 0; i < spans_.size(); ++i) {
+    RestoredSpan& span = spans_[i];
+    const uint32_t count = span.chunk_token_count;
+    if (pooled_.Find(i, span.chunk, count, *lane_->second)) {
+      span.tier = Tier::kGpu;
+      span.stored_position = pooled_.position(i) + span.first_in_chunk;
+    }
+    leading = leading && pooled_.found(i);
+    if (leading) pooled_tokens_ = span.token_begin + span.token_count;
+  }
+  // Only now: making room for one must not push another of them out.
+  for (size_t i = 0; i < spans_.size(); ++i) {
+    const RestoredSpan& span = spans_[i];
+    if (pooled_.found(i)) continue;
+    pooled_.Insert(i, span.chunk, span.chunk_token_count,
+                   span.stored_position - span.first_in_chunk, *lane_->first);
+  }
 }
 
 LayerRestore::~LayerRestore() {
@@ -53,9 +92,14 @@ LayerRestore::~LayerRestore() {
     stop_ = true;
   }
   if (loader_.joinable()) loader_.join();
-  // Copies read the ticket's pages and write the ring: both stay until the streams are empty.
-  read_.reset();
-  scatter_.reset();
+  // Copies read the ticket's pages and write the ring and the pool: all stay until the streams are
+  // empty. The pins go first, since an insertion that is given up records an event on its stream.
+  if (lane_.holds()) {
+    (void)lane_->first->Synchronize();
+    (void)lane_->second->Synchronize();
+  }
+  pooled_.Clear();
+  lane_.End();
 }
 
 uint64_t LayerRestore::token_count() const {
@@ -69,16 +113,20 @@ std::string LayerRestore::trouble() const {
 }
 
 void LayerRestore::Run() {
+  const absl::Time start = absl::Now();
+  RunLayers();
+  (void)lane_->first->Synchronize();
+  absl::MutexLock lock(&mu_);
+  report_.load_s = absl::ToDoubleSeconds(absl::Now() - start) - blocked_s_;
+  loaded_ = true;
+}
+
+void LayerRestore::RunLayers() {
   uint64_t tokens = token_count();
-  for (uint32_t layer = 0; layer < layout_.layers.size(); ++layer) {
+  const uint32_t layers = static_cast<uint32_t>(layout_.layers.size());
+  for (uint32_t layer = 0; layer < layers; ++layer) {
     if (tokens > 0) {
-      const auto arrived = ticket_->WaitLayer(layer);
-      const uint64_t there = arrived.ok() ? *arrived : 0;
-      if (there < tokens) {
-        Trouble(fmt::format("layer {}: {} of {} tokens; {}", layer, there, tokens,
-                            arrived.ok() ? ticket_->miss_reason() : MessageOf(arrived.status())));
-      }
-      const auto loaded = LoadLayer(layer, std::min(tokens, there));
+      const auto loaded = LoadLayer(layer, WaitArrived(layer, tokens));
       if (!loaded.ok()) return Fail(loaded.status());
       tokens = *loaded;
     }
@@ -87,55 +135,110 @@ void LayerRestore::Run() {
       if (stop_) return;
       tokens_ = tokens;
     }
-    Hand({.layer = layer, .tokens = tokens});
+    if (layer + 1 == layers) {
+      if (const absl::Status kept = KeepFilled(tokens); !kept.ok()) return Fail(kept);
+    }
+    Hand({.layer = layer, .end_of_layer = true, .tokens = tokens});
   }
 }
 
+uint64_t LayerRestore::WaitArrived(uint32_t layer, uint64_t tokens) {
+  if (ticket_ == nullptr) return tokens;
+  const absl::StatusOr<uint64_t> arrived = ticket_->WaitLayer(layer);
+  const uint64_t there = arrived.ok() ? *arrived : 0;
+  if (there >= tokens) return tokens;
+  Trouble(fmt::format("layer {}: {} of {} tokens; {}", layer, there, tokens,
+                      arrived.ok() ? ticket_->miss_reason() : MessageOf(arrived.status())));
+  return std::min(tokens, std::max(there, pooled_tokens_));
+}
+
+absl::Status LayerRestore::KeepFilled(uint64_t tokens) {
+  for (size_t i = 0; i < spans_.size() && spans_[i].token_begin < tokens; ++i)
+    if (pooled_.filling(i)) TK_RETURN_IF_ERROR(pooled_.Filled(i, *lane_->first));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<uint64_t> LayerRestore::LoadLayer(uint32_t layer, uint64_t tokens) {
-  std::vector<uint64_t> page_bytes;
-  for (const RestoredSpan& span : ticket_->spans()) {
-    if (span.token_begin >= tokens) break;
-    page_bytes.push_back(LayerPageBytes(layout_.layers[layer], span.chunk_token_count));
+  HandPooled(layer, tokens);
+  std::vector<PageToMove> pages;
+  for (size_t i = 0; i < spans_.size() && spans_[i].token_begin < tokens; ++i) {
+    if (pooled_.found(i)) continue;
+    pages.push_back({.index = i,
+                     .bytes = LayerPageBytes(layout_.layers[layer], spans_[i].chunk_token_count),
+                     .pooled = pooled_.filling(i)});
   }
-  for (const PieceRange& piece : CutIntoPieces(page_bytes, ring_.slot_bytes())) {
+  for (const MovedPiece& piece : CutIntoPieces(pages, lane_->ring.slot_bytes())) {
     TK_ASSIGN_OR_RETURN(const uint64_t right, LoadPiece(layer, piece, tokens));
     if (right < tokens) return right;
   }
   return tokens;
 }
 
-absl::StatusOr<uint64_t> LayerRestore::LoadPiece(uint32_t layer, const PieceRange& piece,
+StagedPage LayerRestore::PageOf(size_t i, uint32_t layer, uint64_t tokens) const {
+  const RestoredSpan& span = spans_[i];
+  return {.bytes = LayerPageBytes(layout_.layers[layer], span.chunk_token_count),
+          .token_begin = span.token_begin,
+          .token_count = static_cast<uint32_t>(
+              std::min<uint64_t>(span.token_count, tokens - span.token_begin)),
+          .first_in_chunk = span.first_in_chunk,
+          .chunk_token_count = span.chunk_token_count,
+          .stored_position = span.stored_position};
+}
+
+void LayerRestore::HandPooled(uint32_t layer, uint64_t tokens) {
+  Staged staged{.layer = layer};
+  for (size_t i = 0; i < spans_.size() && spans_[i].token_begin < tokens; ++i) {
+    if (!pooled_.found(i)) continue;
+    staged.pages.push_back(PageOf(i, layer, tokens));
+    staged.pages.back().data = pooled_.Page(i, layer);
+    staged.bytes += staged.pages.back().bytes;
+  }
+  if (staged.pages.empty()) return;
+  {
+    absl::MutexLock lock(&mu_);
+    report_.pooled_bytes += staged.bytes;
+  }
+  Hand(std::move(staged));
+}
+
+absl::Status LayerRestore::CopyPiece(std::span<const CopyRun> runs, Staged& staged) {
+  DeviceStream& read = *lane_->first;
+  if (staged.slot != nullptr) {
+    TK_RETURN_IF_ERROR(read.WaitFor(*staged.slot->emptied));
+    TK_RETURN_IF_ERROR(read.CopyBatch(CopyKind::kToDevice, runs));
+    return read.Record(*staged.slot->filled);
+  }
+  TK_ASSIGN_OR_RETURN(staged.filled, device_.NewEvent());
+  TK_RETURN_IF_ERROR(read.CopyBatch(CopyKind::kToDevice, runs));
+  return read.Record(*staged.filled);
+}
+
+absl::StatusOr<uint64_t> LayerRestore::LoadPiece(uint32_t layer, const MovedPiece& piece,
                                                  uint64_t tokens) {
-  StagingSlot* const slot = TakeSlot();
-  if (slot == nullptr) return 0;
-  Staged staged{.layer = layer, .slot = slot, .bytes = piece.bytes};
+  Staged staged{.layer = layer, .bytes = piece.bytes};
+  if (!piece.pooled) {
+    staged.slot = TakeSlot();
+    if (staged.slot == nullptr) return 0;
+  }
   std::vector<CopyRun> runs;
   uint64_t at = 0;
-  for (size_t i = piece.begin; i < piece.end; ++i) {
-    const RestoredSpan& span = ticket_->spans()[i];
-    const std::span<const std::byte> page = ticket_->Page(i, layer);
-    runs.push_back({slot->data + at, page.data(), page.size()});
-    staged.pages.push_back({.data = slot->data + at,
-                            .bytes = page.size(),
-                            .token_begin = span.token_begin,
-                            .token_count = static_cast<uint32_t>(
-                                std::min<uint64_t>(span.token_count, tokens - span.token_begin)),
-                            .first_in_chunk = span.first_in_chunk,
-                            .chunk_token_count = span.chunk_token_count,
-                            .stored_position = span.stored_position});
-    at += RoundUp(page.size(), kStagedPageAlignment);
+  for (const size_t i : piece.pages) {
+    StagedPage page = PageOf(i, layer, tokens);
+    page.data = piece.pooled ? pooled_.Page(i, layer) : staged.slot->data + at;
+    const std::span<const std::byte> source = ticket_->Page(i, layer);
+    runs.push_back({page.data, source.data(), source.size()});
+    staged.pages.push_back(page);
+    at += RoundUp(page.bytes, kStagedPageAlignment);
   }
-  TK_RETURN_IF_ERROR(read_->WaitFor(*slot->emptied));
-  TK_RETURN_IF_ERROR(read_->CopyBatch(CopyKind::kToDevice, runs));
-  TK_RETURN_IF_ERROR(read_->Record(*slot->filled));
+  TK_RETURN_IF_ERROR(CopyPiece(runs, staged));
   // Verified while the copy runs; what is wrong never reaches the engine's pages.
-  for (size_t i = piece.begin; i < piece.end; ++i) {
-    const absl::Status verified = ticket_->VerifyPage(i, layer);
+  for (size_t n = 0; n < piece.pages.size(); ++n) {
+    const absl::Status verified = ticket_->VerifyPage(piece.pages[n], layer);
     if (verified.ok()) continue;
-    Trouble(fmt::format("layer {}, token {}: {}", layer, ticket_->spans()[i].token_begin,
-                        MessageOf(verified)));
-    staged.pages.resize(i - piece.begin);
-    tokens = ticket_->spans()[i].token_begin;
+    const uint64_t begin = spans_[piece.pages[n]].token_begin;
+    Trouble(fmt::format("layer {}, token {}: {}", layer, begin, MessageOf(verified)));
+    staged.pages.resize(n);
+    tokens = begin;
     break;
   }
   {
@@ -149,10 +252,14 @@ absl::StatusOr<uint64_t> LayerRestore::LoadPiece(uint32_t layer, const PieceRang
 StagingSlot* LayerRestore::TakeSlot() {
   absl::MutexLock lock(&mu_);
   const auto room = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return stop_ || !failure_.ok() || staged_slots_ < ring_.slot_count();
+    return stop_ || !failure_.ok() || staged_slots_ < lane_->ring.slot_count();
   };
-  mu_.Await(absl::Condition(&room));
-  return stop_ || !failure_.ok() ? nullptr : &ring_.Next();
+  if (!room()) {
+    const absl::Time begin = absl::Now();
+    mu_.Await(absl::Condition(&room));
+    blocked_s_ += absl::ToDoubleSeconds(absl::Now() - begin);
+  }
+  return stop_ || !failure_.ok() ? nullptr : &lane_->ring.Next();
 }
 
 void LayerRestore::Hand(Staged staged) {
@@ -188,25 +295,25 @@ void LayerRestore::Flush() {
     if (next.slot != nullptr) {
       --staged_slots_;
       staged_bytes_ -= next.bytes;
-    } else {
-      enqueued_layers_ = next.layer + 1;
     }
+    if (next.end_of_layer) enqueued_layers_ = next.layer + 1;
   }
 }
 
 absl::Status LayerRestore::Scatter(LayerMover& mover, const Staged& staged) {
-  if (staged.slot == nullptr) {
+  DeviceStream& scatter = *lane_->second;
+  if (staged.end_of_layer) {
     marks_[staged.layer].tokens = staged.tokens;
-    return scatter_->Record(*marks_[staged.layer].landed);
+    return scatter.Record(*marks_[staged.layer].landed);
   }
-  TK_RETURN_IF_ERROR(scatter_->WaitFor(*staged.slot->filled));
-  if (!staged.pages.empty())
-    TK_RETURN_IF_ERROR(mover.Scatter(*scatter_, staged.layer, staged.pages));
-  return scatter_->Record(*staged.slot->emptied);
+  if (staged.slot != nullptr) TK_RETURN_IF_ERROR(scatter.WaitFor(*staged.slot->filled));
+  if (staged.filled != nullptr) TK_RETURN_IF_ERROR(scatter.WaitFor(*staged.filled));
+  if (!staged.pages.empty()) TK_RETURN_IF_ERROR(mover.Scatter(scatter, staged.layer, staged.pages));
+  return staged.slot == nullptr ? absl::OkStatus() : scatter.Record(*staged.slot->emptied);
 }
 
 absl::Status LayerRestore::Bind(LayerMover& mover, const DeviceEvent* after) {
-  if (after != nullptr) TK_RETURN_IF_ERROR(scatter_->WaitFor(*after));
+  if (after != nullptr) TK_RETURN_IF_ERROR(lane_->second->WaitFor(*after));
   {
     absl::MutexLock lock(&mu_);
     if (mover_ != nullptr) return FailedPrecondition("bind: the restore has its pages already");
@@ -236,17 +343,17 @@ absl::StatusOr<uint64_t> LayerRestore::WaitLayer(uint32_t layer, DeviceStream& c
 }
 
 absl::StatusOr<LayerRestoreReport> LayerRestore::Report() const {
-  LayerRestoreReport report;
-  {
-    absl::MutexLock lock(&mu_);
-    report = report_;
-  }
+  std::vector<double> stalls_s;
   for (const LayerMarks& marks : marks_) {
     TK_ASSIGN_OR_RETURN(const double stall_s,
                         device_.SecondsBetween(*marks.before_wait, *marks.after_wait));
-    report.layer_stall_s.push_back(stall_s);
-    report.stall_s += stall_s;
+    stalls_s.push_back(stall_s);
   }
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(&loaded_));
+  LayerRestoreReport report = report_;
+  for (const double stall_s : stalls_s) report.stall_s += stall_s;
+  report.layer_stall_s = std::move(stalls_s);
   return report;
 }
 

@@ -12,6 +12,10 @@
 // stays in the read buffer, as much as its budget holds. Where loading is slower than computing
 // that head start is what hides the difference; read_buffer.h says how much is needed.
 //
+// With a page pool, chunks that are in it are not loaded at all, and the others are loaded into it
+// instead of into the read buffer, as long as it has room; they stay when every page of them was
+// verified. Where all of them were in the pool the ticket is released at Start.
+//
 // Thread-safety: one owner; Bind, WaitLayer and the destructor on one thread.
 //
 //   TK_ASSIGN_OR_RETURN(auto restore, LayerRestore::Start(device, layout, std::move(ticket), {}));
@@ -38,6 +42,8 @@
 #include "core/units.h"
 #include "gpu_tier/device.h"
 #include "gpu_tier/layer_mover.h"
+#include "gpu_tier/pipeline_lanes.h"
+#include "gpu_tier/pooled_chunks.h"
 #include "gpu_tier/staging_ring.h"
 
 namespace turnkeep {
@@ -46,12 +52,17 @@ struct LayerRestoreOptions {
   uint64_t buffer_bytes = 64 * kMiB;  // device memory of the read buffer, see StagingRing
   uint64_t piece_bytes = 4 * kMiB;    // of one copy
   uint64_t max_tokens = kMaxSessionTokens;
+  PipelineLanes* lanes =
+      nullptr;               // streams and read buffer are taken from; null: made for this one
+  PagePool* pool = nullptr;  // of the same device
 };
 
 struct LayerRestoreReport {
   uint64_t copied_bytes = 0;    // host to device
+  uint64_t pooled_bytes = 0;    // of layer pages that were in the pool
   uint64_t buffered_bytes = 0;  // most that was waiting in the read buffer for Bind
   uint64_t buffer_bytes = 0;    // device memory of the read buffer
+  double load_s = 0;            // from Start until the last copy, without waits for Bind
   double stall_s = 0;           // time that the compute stream waited at layers
   std::vector<double> layer_stall_s;
   std::string trouble;  // why fewer tokens came than were promised; empty: none
@@ -63,13 +74,13 @@ class LayerRestore {
   static absl::StatusOr<std::unique_ptr<LayerRestore>> Start(Device& device, const KvLayout& layout,
                                                              std::unique_ptr<RestoreTicket> ticket,
                                                              const LayerRestoreOptions& options);
-  // Stops after the layer that is being read, waits for the copies that are in flight, and
-  // releases the ticket.
+  // Stops after the layer that is being read, waits for what is in flight, and releases the ticket.
   ~LayerRestore();
   LayerRestore(const LayerRestore&) = delete;
   LayerRestore& operator=(const LayerRestore&) = delete;
 
-  const RestoreTicket& ticket() const { return *ticket_; }
+  // What is restored, at most max_tokens of it; of tier kGpu where it was in the pool.
+  std::span<const RestoredSpan> spans() const { return spans_; }
   // Why fewer tokens came than were promised, so far; empty: none.
   std::string trouble() const ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -88,16 +99,19 @@ class LayerRestore {
   absl::StatusOr<uint64_t> WaitLayer(uint32_t layer, DeviceStream& compute)
       ABSL_LOCKS_EXCLUDED(mu_);
 
-  // After the compute stream has passed the last WaitLayer. FailedPrecondition before.
+  // After the compute stream has passed the last WaitLayer. FailedPrecondition before. May block
+  // until the last copy has ended.
   absl::StatusOr<LayerRestoreReport> Report() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  // A piece in a slot, to be scattered; without pages: the end of a layer.
+  // Pages in device memory, to be scattered, or the end of a layer.
   struct Staged {
     uint32_t layer = 0;
-    StagingSlot* slot = nullptr;
+    StagingSlot* slot = nullptr;          // of the ring, or
+    std::unique_ptr<DeviceEvent> filled;  // of places in the pool; neither: they were there before
     std::vector<StagedPage> pages;
     uint64_t bytes = 0;
+    bool end_of_layer = false;
     uint64_t tokens = 0;  // end of a layer: what is in place
   };
   struct LayerMarks {
@@ -107,13 +121,24 @@ class LayerRestore {
     uint64_t tokens = 0;  // valid once the layer counts in enqueued_layers_
   };
 
-  LayerRestore(Device& device, const KvLayout& layout, std::unique_ptr<RestoreTicket> ticket);
+  LayerRestore(Device& device, const KvLayout& layout, std::unique_ptr<RestoreTicket> ticket,
+               PagePool* pool);
   absl::Status Prepare(const LayerRestoreOptions& options);
-  void Run();
+  StagingRing::Options RingFor(const LayerRestoreOptions& options) const;
+  void FindPooled();
+  void Run() ABSL_LOCKS_EXCLUDED(mu_);
+  void RunLayers() ABSL_LOCKS_EXCLUDED(mu_);
+  // Tokens below `tokens` for which the ticket, or the pool, has `layer`.
+  uint64_t WaitArrived(uint32_t layer, uint64_t tokens);
+  // Of the first `tokens` tokens.
+  StagedPage PageOf(size_t span, uint32_t layer, uint64_t tokens) const;
+  void HandPooled(uint32_t layer, uint64_t tokens);
+  absl::Status KeepFilled(uint64_t tokens);
   // Copies, verifies and hands over one layer of the first `tokens` tokens; returns how many of
   // them are right.
   absl::StatusOr<uint64_t> LoadLayer(uint32_t layer, uint64_t tokens);
-  absl::StatusOr<uint64_t> LoadPiece(uint32_t layer, const PieceRange& piece, uint64_t tokens);
+  absl::StatusOr<uint64_t> LoadPiece(uint32_t layer, const MovedPiece& piece, uint64_t tokens);
+  absl::Status CopyPiece(std::span<const CopyRun> runs, Staged& staged);
   // The slot for the next piece, null when stopping. Blocks while all of them wait for Bind.
   StagingSlot* TakeSlot() ABSL_LOCKS_EXCLUDED(mu_);
   void Hand(Staged staged) ABSL_LOCKS_EXCLUDED(mu_);
@@ -125,10 +150,11 @@ class LayerRestore {
 
   Device& device_;
   const KvLayout layout_;
-  std::unique_ptr<RestoreTicket> ticket_;
-  std::unique_ptr<DeviceStream> read_;
-  std::unique_ptr<DeviceStream> scatter_;
-  StagingRing ring_;  // the loader's
+  std::unique_ptr<RestoreTicket> ticket_;  // null when everything is in the pool
+  LaneLease lane_;                         // first: read, second: scatter; the ring is the loader's
+  PooledChunks pooled_;                    // the loader's
+  std::vector<RestoredSpan> spans_;
+  uint64_t pooled_tokens_ = 0;  // leading ones
   std::vector<LayerMarks> marks_;
 
   mutable absl::Mutex mu_;
@@ -140,6 +166,8 @@ class LayerRestore {
   bool flushing_ ABSL_GUARDED_BY(mu_) = false;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   uint32_t enqueued_layers_ ABSL_GUARDED_BY(mu_) = 0;
+  bool loaded_ ABSL_GUARDED_BY(mu_) = false;   // the loader has ended
+  double blocked_s_ ABSL_GUARDED_BY(mu_) = 0;  // the loader waited for slots
   absl::Status failure_ ABSL_GUARDED_BY(mu_);  // the device's
   LayerRestoreReport report_ ABSL_GUARDED_BY(mu_);
   std::thread loader_;

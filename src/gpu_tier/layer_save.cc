@@ -10,39 +10,58 @@
 namespace turnkeep {
 
 LayerSave::LayerSave(Device& device, const KvLayout& layout, std::unique_ptr<SaveTicket> ticket,
-                     LayerMover& mover)
-    : layout_(layout), device_(device), mover_(mover), ticket_(std::move(ticket)) {}
+                     LayerMover& mover, PagePool* pool)
+    : layout_(layout),
+      device_(device),
+      mover_(mover),
+      ticket_(std::move(ticket)),
+      pooled_(pool, layout_) {}
 
 absl::StatusOr<std::unique_ptr<LayerSave>> LayerSave::Start(Device& device, const KvLayout& layout,
                                                             std::unique_ptr<SaveTicket> ticket,
                                                             LayerMover& mover,
                                                             const LayerSaveOptions& options) {
-  auto save = std::unique_ptr<LayerSave>(new LayerSave(device, layout, std::move(ticket), mover));
+  auto save = std::unique_ptr<LayerSave>(
+      new LayerSave(device, layout, std::move(ticket), mover, options.pool));
   TK_RETURN_IF_ERROR(save->Prepare(options));
   save->finisher_ = std::thread([s = save.get()] { s->Finish(); });
   return save;
 }
 
 absl::Status LayerSave::Prepare(const LayerSaveOptions& options) {
-  StagingRing::Options ring{.budget_bytes = options.buffer_bytes,
-                            .piece_bytes = options.piece_bytes};
-  for (const ChunkToSave& chunk : ticket_->chunks()) {
-    for (const LayerSpec& layer : layout_.layers) {
-      const uint64_t bytes = LayerPageBytes(layer, chunk.token_count);
-      ring.largest_page_bytes = std::max(ring.largest_page_bytes, bytes);
-      ring.total_bytes += RoundUp(bytes, kStagedPageAlignment);
-    }
-  }
-  TK_ASSIGN_OR_RETURN(ring_, StagingRing::Make(device_, ring));
-  TK_ASSIGN_OR_RETURN(gather_, device_.NewStream());
-  TK_ASSIGN_OR_RETURN(copy_, device_.NewStream());
+  const StagingRing::Options ring = RingFor(options);
+  TK_ASSIGN_OR_RETURN(lane_, options.lanes != nullptr ? options.lanes->Take(ring)
+                                                      : PipelineLanes::TakeOwn(device_, ring));
   TK_ASSIGN_OR_RETURN(computed_, device_.NewEvent());
   TK_ASSIGN_OR_RETURN(gathered_, device_.NewEvent());
   for (size_t layer = 0; layer < layout_.layers.size(); ++layer) {
     TK_ASSIGN_OR_RETURN(auto event, device_.NewEvent());
     arrived_.push_back(std::move(event));
   }
+  const std::span<const ChunkToSave> chunks = ticket_->chunks();
+  pooled_.Resize(chunks.size());
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const int64_t position = static_cast<int64_t>(chunks[i].token_begin) + options.position_offset;
+    pooled_.Insert(i, chunks[i].chunk, chunks[i].token_count, static_cast<uint64_t>(position),
+                   *lane_->first);
+  }
   return absl::OkStatus();
+}
+
+// The ring takes what the pool cannot.
+StagingRing::Options LayerSave::RingFor(const LayerSaveOptions& options) const {
+  StagingRing::Options ring{.budget_bytes = options.buffer_bytes,
+                            .piece_bytes = options.piece_bytes};
+  const std::span<const ChunkToSave> chunks = ticket_->chunks();
+  const size_t pool_slots = options.pool == nullptr ? 0 : options.pool->slot_count();
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    for (const LayerSpec& layer : layout_.layers) {
+      const uint64_t bytes = LayerPageBytes(layer, chunks[i].token_count);
+      ring.largest_page_bytes = std::max(ring.largest_page_bytes, bytes);
+      if (i >= pool_slots) ring.total_bytes += RoundUp(bytes, kStagedPageAlignment);
+    }
+  }
+  return ring;
 }
 
 LayerSave::~LayerSave() {
@@ -51,51 +70,80 @@ LayerSave::~LayerSave() {
     stop_ = true;
   }
   if (finisher_.joinable()) finisher_.join();
-  // Copies write the ticket's pages and read the ring: both stay until the streams are empty.
-  gather_.reset();
-  copy_.reset();
+  // Copies write the ticket's pages and read the ring and the pool: all stay until the streams are
+  // empty. The pins go first, since an insertion that is given up records an event on its stream.
+  if (lane_.holds()) {
+    (void)lane_->first->Synchronize();
+    (void)lane_->second->Synchronize();
+  }
+  pooled_.Clear();
+  lane_.End();
 }
 
 absl::Status LayerSave::LayerComputed(uint32_t layer, DeviceStream& compute) {
   if (layer >= arrived_.size())
     return InvalidArgument("layer {} of a layout of {}", layer, arrived_.size());
   TK_RETURN_IF_ERROR(compute.Record(*computed_));
-  TK_RETURN_IF_ERROR(gather_->WaitFor(*computed_));
-  std::vector<uint64_t> page_bytes;
-  for (const ChunkToSave& chunk : ticket_->chunks())
-    page_bytes.push_back(LayerPageBytes(layout_.layers[layer], chunk.token_count));
-  for (const PieceRange& piece : CutIntoPieces(page_bytes, ring_.slot_bytes()))
+  TK_RETURN_IF_ERROR(lane_->first->WaitFor(*computed_));
+  std::vector<PageToMove> pages;
+  const std::span<const ChunkToSave> chunks = ticket_->chunks();
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    pages.push_back({.index = i,
+                     .bytes = LayerPageBytes(layout_.layers[layer], chunks[i].token_count),
+                     .pooled = pooled_.filling(i)});
+  }
+  for (const MovedPiece& piece : CutIntoPieces(pages, lane_->ring.slot_bytes()))
     TK_RETURN_IF_ERROR(SavePiece(layer, piece));
-  TK_RETURN_IF_ERROR(gather_->Record(*gathered_));
-  TK_RETURN_IF_ERROR(copy_->Record(*arrived_[layer]));
-  absl::MutexLock lock(&mu_);
-  ++given_;
-  to_finish_.push_back(layer);
+  TK_RETURN_IF_ERROR(lane_->first->Record(*gathered_));
+  TK_RETURN_IF_ERROR(lane_->second->Record(*arrived_[layer]));
+  bool last = false;
+  {
+    absl::MutexLock lock(&mu_);
+    last = ++given_ == arrived_.size();
+    to_finish_.push_back(layer);
+  }
+  return last ? KeepFilled() : absl::OkStatus();
+}
+
+absl::Status LayerSave::KeepFilled() {
+  for (size_t i = 0; i < ticket_->chunks().size(); ++i)
+    if (pooled_.filling(i)) TK_RETURN_IF_ERROR(pooled_.Filled(i, *lane_->first));
   return absl::OkStatus();
 }
 
-absl::Status LayerSave::SavePiece(uint32_t layer, const PieceRange& piece) {
-  StagingSlot& slot = ring_.Next();
+absl::Status LayerSave::SavePiece(uint32_t layer, const MovedPiece& piece) {
+  StagingSlot* const slot = piece.pooled ? nullptr : &lane_->ring.Next();
   std::vector<StagedPage> pages;
   std::vector<CopyRun> runs;
   uint64_t at = 0;
-  for (size_t i = piece.begin; i < piece.end; ++i) {
+  for (const size_t i : piece.pages) {
     const ChunkToSave& chunk = ticket_->chunks()[i];
     const std::span<std::byte> page = ticket_->Page(i, layer);
-    pages.push_back({.data = slot.data + at,
+    std::byte* const staged = piece.pooled ? pooled_.Page(i, layer) : slot->data + at;
+    pages.push_back({.data = staged,
                      .bytes = page.size(),
                      .token_begin = chunk.token_begin,
                      .token_count = chunk.token_count,
                      .chunk_token_count = chunk.token_count});
-    runs.push_back({page.data(), slot.data + at, page.size()});
+    runs.push_back({page.data(), staged, page.size()});
     at += RoundUp(page.size(), kStagedPageAlignment);
   }
-  TK_RETURN_IF_ERROR(gather_->WaitFor(*slot.emptied));
-  TK_RETURN_IF_ERROR(mover_.Gather(*gather_, layer, pages));
-  TK_RETURN_IF_ERROR(gather_->Record(*slot.filled));
-  TK_RETURN_IF_ERROR(copy_->WaitFor(*slot.filled));
-  TK_RETURN_IF_ERROR(copy_->CopyBatch(CopyKind::kToHost, runs));
-  return copy_->Record(*slot.emptied);
+  DeviceStream& gather = *lane_->first;
+  if (slot != nullptr) TK_RETURN_IF_ERROR(gather.WaitFor(*slot->emptied));
+  TK_RETURN_IF_ERROR(mover_.Gather(gather, layer, pages));
+  if (slot != nullptr) {
+    TK_RETURN_IF_ERROR(CopyPiece(runs, *slot->filled));
+    return lane_->second->Record(*slot->emptied);
+  }
+  TK_ASSIGN_OR_RETURN(const auto filled, device_.NewEvent());
+  return CopyPiece(runs, *filled);
+}
+
+absl::Status LayerSave::CopyPiece(std::span<const CopyRun> runs, DeviceEvent& filled) {
+  DeviceStream& copy = *lane_->second;
+  TK_RETURN_IF_ERROR(lane_->first->Record(filled));
+  TK_RETURN_IF_ERROR(copy.WaitFor(filled));
+  return copy.CopyBatch(CopyKind::kToHost, runs);
 }
 
 absl::Status LayerSave::LetReuse(DeviceStream& stream) { return stream.WaitFor(*gathered_); }

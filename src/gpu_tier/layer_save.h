@@ -9,6 +9,10 @@
 // write buffer is still on the link: LetReuse. A write buffer smaller than the KV makes the
 // last gathers wait for copies.
 //
+// With a page pool, chunks are gathered into it instead of into the write buffer as long as it has
+// room, and stay there for the next turn once all their layers were given, whether the save is
+// committed or not: a chunk's id says what is in it.
+//
 // Thread-safety: one owner; all methods on one thread.
 //
 //   TK_ASSIGN_OR_RETURN(auto save, LayerSave::Start(device, layout, std::move(ticket), mover, {}));
@@ -36,6 +40,8 @@
 #include "core/units.h"
 #include "gpu_tier/device.h"
 #include "gpu_tier/layer_mover.h"
+#include "gpu_tier/pipeline_lanes.h"
+#include "gpu_tier/pooled_chunks.h"
 #include "gpu_tier/staging_ring.h"
 
 namespace turnkeep {
@@ -43,6 +49,10 @@ namespace turnkeep {
 struct LayerSaveOptions {
   uint64_t buffer_bytes = 64 * kMiB;  // device memory of the write buffer, see StagingRing
   uint64_t piece_bytes = 4 * kMiB;    // of one copy
+  PipelineLanes* lanes =
+      nullptr;                  // streams and write buffer are taken from; null: made for this one
+  PagePool* pool = nullptr;     // of the same device
+  int64_t position_offset = 0;  // SaveRequest::position_offset
 };
 
 class LayerSave {
@@ -68,7 +78,7 @@ class LayerSave {
 
   // Blocks until every layer given so far is in the ticket's pages: what an engine that does not
   // overlap would wait for.
-  absl::Status WaitUntilArrived() { return copy_->Synchronize(); }
+  absl::Status WaitUntilArrived() { return lane_->second->Synchronize(); }
 
   // Commits once the layers have arrived and have their digests, on this object's thread; does not
   // block. From then on the destructor waits for the commit. FailedPrecondition: a layer was not
@@ -83,13 +93,16 @@ class LayerSave {
     return WaitCommitted();
   }
 
-  uint64_t buffer_bytes() const { return ring_.memory_bytes(); }
+  uint64_t buffer_bytes() const { return lane_->ring.memory_bytes(); }
 
  private:
   LayerSave(Device& device, const KvLayout& layout, std::unique_ptr<SaveTicket> ticket,
-            LayerMover& mover);
+            LayerMover& mover, PagePool* pool);
   absl::Status Prepare(const LayerSaveOptions& options);
-  absl::Status SavePiece(uint32_t layer, const PieceRange& piece);
+  StagingRing::Options RingFor(const LayerSaveOptions& options) const;
+  absl::Status SavePiece(uint32_t layer, const MovedPiece& piece);
+  absl::Status CopyPiece(std::span<const CopyRun> runs, DeviceEvent& filled);
+  absl::Status KeepFilled();
   void Finish() ABSL_LOCKS_EXCLUDED(mu_);
   void RunCommit() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -97,11 +110,10 @@ class LayerSave {
   Device& device_;
   LayerMover& mover_;
   std::unique_ptr<SaveTicket> ticket_;
-  std::unique_ptr<DeviceStream> gather_;
-  std::unique_ptr<DeviceStream> copy_;
+  LaneLease lane_;  // first: gather, second: copy
+  PooledChunks pooled_;
   std::unique_ptr<DeviceEvent> computed_;
   std::unique_ptr<DeviceEvent> gathered_;
-  StagingRing ring_;
   std::vector<std::unique_ptr<DeviceEvent>> arrived_;  // by layer
 
   absl::Mutex mu_;

@@ -60,16 +60,16 @@ size_t PagePool::FreeSlot() const {
 }
 
 void PagePool::Empty(Slot& slot) {
-  by_id_.erase(slot.id);
+  by_id_.erase(slot.chunk.id);
   if (slot.filled) used_.erase(slot.used);
   slot.taken = false;
   slot.filled = false;
 }
 
-absl::StatusOr<PagePool::Pin> PagePool::Insert(const ChunkId& id, uint64_t bytes,
-                                               DeviceStream& filler) {
-  if (bytes > slot_bytes_)
-    return InvalidArgument("page pool: chunk of {} bytes, slots have {}", bytes, slot_bytes_);
+absl::StatusOr<PagePool::Pin> PagePool::Insert(const Chunk& chunk, DeviceStream& filler) {
+  if (chunk.bytes > slot_bytes_)
+    return InvalidArgument("page pool: chunk of {} bytes, slots have {}", chunk.bytes, slot_bytes_);
+  const ChunkId& id = chunk.id;
   size_t number = 0;
   std::vector<EventPtr> before;
   {
@@ -85,8 +85,7 @@ absl::StatusOr<PagePool::Pin> PagePool::Insert(const ChunkId& id, uint64_t bytes
     }
     before = std::exchange(slot.uses, {});
     if (slot.written != nullptr) before.push_back(std::exchange(slot.written, nullptr));
-    slot.id = id;
-    slot.bytes = bytes;
+    slot.chunk = chunk;
     slot.taken = true;
     slot.pins = 1;
     by_id_[id] = number;
@@ -102,6 +101,12 @@ absl::StatusOr<PagePool::Pin> PagePool::Insert(const ChunkId& id, uint64_t bytes
   return pin;
 }
 
+bool PagePool::Contains(const ChunkId& id) const {
+  absl::MutexLock lock(&mu_);
+  const auto found = by_id_.find(id);
+  return found != by_id_.end() && slots_[found->second].filled;
+}
+
 absl::Status PagePool::Drop(const ChunkId& id) {
   absl::MutexLock lock(&mu_);
   const auto found = by_id_.find(id);
@@ -112,10 +117,10 @@ absl::Status PagePool::Drop(const ChunkId& id) {
   return absl::OkStatus();
 }
 
-std::vector<PagePool::Resident> PagePool::Residency() const {
+std::vector<PagePool::Chunk> PagePool::Residency() const {
   absl::MutexLock lock(&mu_);
-  std::vector<Resident> out;
-  for (const size_t number : used_) out.push_back({slots_[number].id, slots_[number].bytes});
+  std::vector<Chunk> out;
+  for (const size_t number : used_) out.push_back(slots_[number].chunk);
   return out;
 }
 
@@ -148,6 +153,11 @@ PagePool::Pin::~Pin() {
 
 std::byte* PagePool::Pin::data() const {
   return pool_->memory_.data() + slot_ * pool_->slot_bytes_;
+}
+
+uint64_t PagePool::Pin::position() const {
+  absl::MutexLock lock(&pool_->mu_);
+  return pool_->slots_[slot_].chunk.position;
 }
 
 absl::Status PagePool::Pin::ReadOn(DeviceStream& stream) const {

@@ -15,7 +15,7 @@
 //     … work on scatter that reads hit->data() …
 //     TK_RETURN_IF_ERROR(hit->EndedOn(*scatter));
 //   } else {
-//     TK_ASSIGN_OR_RETURN(PagePool::Pin pin, pool->Insert(id, bytes, *read));
+//     TK_ASSIGN_OR_RETURN(PagePool::Pin pin, pool->Insert({.id = id, .bytes = bytes}, *read));
 //     … copies on read that write pin.data() …
 //     TK_RETURN_IF_ERROR(pin.FilledOn(*read));
 //   }
@@ -44,9 +44,12 @@ class PagePool {
     uint64_t budget_bytes = 0;
     uint64_t slot_bytes = 0;  // of the largest chunk: ChunkGeometry::payload_bytes
   };
-  struct Resident {
+  struct Chunk {
     ChunkId id;
     uint64_t bytes = 0;
+    // Of the chunk's first token when the keys in here were rotated; the store may hold the same
+    // chunk for another one.
+    uint64_t position = 0;
   };
   struct Counters {
     uint64_t hits = 0;
@@ -70,6 +73,7 @@ class PagePool {
     ~Pin();
 
     std::byte* data() const;
+    uint64_t position() const;
     // Later work of `stream` waits until the chunk's bytes are there.
     absl::Status ReadOn(DeviceStream& stream) const;
     // The last use so far on `stream` is behind everything put into it. Once for each stream.
@@ -95,13 +99,14 @@ class PagePool {
   // Room for a chunk that `filler` will write; later work of it waits for the last readers of what
   // was there before. AlreadyExists: it is here, or being filled. ResourceExhausted: every slot is
   // pinned; the engine then reads the chunk from the host again.
-  absl::StatusOr<Pin> Insert(const ChunkId& id, uint64_t bytes, DeviceStream& filler)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<Pin> Insert(const Chunk& chunk, DeviceStream& filler) ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether Find would find it; no use of it.
+  bool Contains(const ChunkId& id) const ABSL_LOCKS_EXCLUDED(mu_);
   // Drops the chunk unless it is pinned; NotFound and FailedPrecondition say so.
   absl::Status Drop(const ChunkId& id) ABSL_LOCKS_EXCLUDED(mu_);
 
   // What is here and filled, most recently used first: what the engine reports to the store.
-  std::vector<Resident> Residency() const ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<Chunk> Residency() const ABSL_LOCKS_EXCLUDED(mu_);
   Counters counters() const ABSL_LOCKS_EXCLUDED(mu_);
   size_t slot_count() const { return slot_count_; }
   uint64_t memory_bytes() const { return memory_.size(); }
@@ -109,8 +114,7 @@ class PagePool {
  private:
   using EventPtr = std::shared_ptr<DeviceEvent>;  // shared by the slot and who waits for it
   struct Slot {
-    ChunkId id;
-    uint64_t bytes = 0;
+    Chunk chunk;
     uint32_t pins = 0;
     bool taken = false;   // holds a chunk, or is being filled
     bool filled = false;  // may be found

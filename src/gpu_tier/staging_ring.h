@@ -38,6 +38,9 @@ class StagingRing {
     uint64_t total_bytes = 0;  // what passes through in all: more memory than this is no use
   };
   static absl::StatusOr<StagingRing> Make(Device& device, const Options& options);
+  // What Make would take.
+  static uint64_t SlotBytes(const Options& options);
+  static uint64_t BytesFor(const Options& options);
 
   uint64_t slot_bytes() const { return slot_bytes_; }
   size_t slot_count() const { return slots_.size(); }
@@ -56,13 +59,20 @@ class StagingRing {
   size_t next_ = 0;
 };
 
-// Pages [begin, end) of a layer, which fit one slot together.
-struct PieceRange {
-  size_t begin = 0;
-  size_t end = 0;
-  uint64_t bytes = 0;  // with each page at a multiple of kStagedPageAlignment
+// A layer page on its way between host and device.
+struct PageToMove {
+  size_t index = 0;  // of its chunk in the ticket
+  uint64_t bytes = 0;
+  bool pooled = false;  // its place is in the page pool, not in the ring
+};
+// Pages of a layer that move together: into one slot, or to their places in the pool.
+struct MovedPiece {
+  std::vector<size_t> pages;  // indices
+  uint64_t bytes = 0;         // with each page at a multiple of kStagedPageAlignment
+  bool pooled = false;
 };
 inline constexpr uint64_t kStagedPageAlignment = 256;
-std::vector<PieceRange> CutIntoPieces(std::span<const uint64_t> page_bytes, uint64_t slot_bytes);
+// In the order of `pages`. Pieces have at most `slot_bytes`; so must every page.
+std::vector<MovedPiece> CutIntoPieces(std::span<const PageToMove> pages, uint64_t slot_bytes);
 
 }  // namespace turnkeep

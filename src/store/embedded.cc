@@ -1,5 +1,7 @@
 #include "store/embedded.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <optional>
 #include <utility>
@@ -268,6 +270,11 @@ class EmbeddedStore : public KvStore {
     return store_->Verify(tenant_, request, progress);
   }
   absl::StatusOr<StoreStatus> Status() override { return store_->GetStatus(); }
+  absl::Status ReportGpuResidency(std::span<const GpuChunk> chunks) override {
+    absl::MutexLock lock(&gpu_mu_);
+    if (gpu_ == nullptr) gpu_ = store_->OpenGpuEngine(tenant_, "embedded", ::getpid());
+    return gpu_->Report(chunks);
+  }
 
  private:
   template <typename Begin>
@@ -283,6 +290,8 @@ class EmbeddedStore : public KvStore {
 
   StoreImpl* const store_;
   const TenantNumber tenant_;
+  absl::Mutex gpu_mu_;
+  std::unique_ptr<GpuEngine> gpu_ ABSL_GUARDED_BY(gpu_mu_);  // from the first report on
 };
 
 }  // namespace

@@ -57,6 +57,24 @@ void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& l
   }
 }
 
+void StoreImpl::ExplainGpu(uint32_t tenant, const std::vector<Span>& spans,
+                           Explanation* out) const {
+  for (const auto& engine : gpu_.EnginesOf(tenant)) {
+    GpuHolder holder{.engine = engine->name, .pid = engine->pid};
+    ChunkIndex previous = kNoChunk;
+    for (const Span& span : spans) {
+      const auto at = engine->chunks.find(state_.catalog[span.chunk].id);
+      if (at == engine->chunks.end()) continue;
+      holder.token_count += span.count;
+      // A truncation may leave two parts of one chunk, side by side.
+      if (std::exchange(previous, span.chunk) == span.chunk) continue;
+      ++holder.chunk_count;
+      holder.bytes += at->second;
+    }
+    if (holder.chunk_count > 0) out->gpu.push_back(std::move(holder));
+  }
+}
+
 void StoreImpl::ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout,
                                   const Prompt& prompt, const PromptMatch& match,
                                   Explanation* out) {
@@ -123,6 +141,7 @@ absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number,
     if (!by_prompt) {
       out.token_count = session->token_count;
       ExplainSpans(session->spans, *layout, &out);
+      ExplainGpu(tenant->number, session->spans, &out);
     }
   }
   if (by_prompt) TK_RETURN_IF_ERROR(ExplainPrompt(*tenant, request, layout, &out));
@@ -164,6 +183,7 @@ absl::Status StoreImpl::ExplainPrompt(const Tenant& tenant, const ExplainRequest
     }
   }
   ExplainSpans(best.spans, *best_layout, out);
+  ExplainGpu(tenant.number, best.spans, out);
   ExplainNeverSaved(tenant, *best_layout, request.prompt, best, out);
   return absl::OkStatus();
 }

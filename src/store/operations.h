@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
 #include "core/digest.h"
@@ -38,6 +39,14 @@ struct ChunkSlot {
   uint32_t token_count = 0;     // fixes the geometry
   // GeometryOf(layout, token_count); lives as long as the store.
   const ChunkGeometry* geometry = nullptr;
+};
+
+// An engine process, as far as its page pool goes. Destroying it forgets what it holds.
+class GpuEngine {
+ public:
+  virtual ~GpuEngine() = default;
+  // In place of the report before. InvalidArgument: more than kMaxGpuChunks. Any thread.
+  virtual absl::Status Report(std::span<const GpuChunk> chunks) = 0;
 };
 
 class SaveOperation {

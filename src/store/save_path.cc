@@ -251,7 +251,8 @@ void SaveTask::AddNewChunk(ChunkIndex chunk, uint64_t token_begin, uint64_t posi
   added.header.tokens = std::move(tokens);
   added.header.block_hash = std::move(hash);
   new_chunks_.push_back(std::move(added));
-  chunks_.push_back({.token_begin = token_begin, .token_count = entry.token_count});
+  chunks_.push_back(
+      {.token_begin = token_begin, .token_count = entry.token_count, .chunk = entry.id});
 }
 
 // ---- slots -----------------------------------------------------------------------

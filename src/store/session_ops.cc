@@ -329,6 +329,7 @@ SessionInfo StoreImpl::InfoOf(const Session& session) {
                    .last_used_unix_s = session.last_used_unix_s,
                    .expires_unix_s = session.expires_unix_s(),
                    .pinned = session.pinned};
+  const GpuResidency::Engines engines = gpu_.EnginesOf(session.tenant);
   bool all_so_far = true;
   ChunkIndex previous = kNoChunk;
   for (const Span& span : session.spans) {
@@ -341,6 +342,12 @@ SessionInfo StoreImpl::InfoOf(const Session& session) {
     if (again) --info.chunk_count;
     if (again) continue;
     info.kv_bytes += layout.Geometry(entry.token_count).payload_bytes;
+    for (const auto& engine : engines) {
+      const auto at = engine->chunks.find(entry.id);
+      if (at == engine->chunks.end()) continue;
+      info.gpu_bytes += at->second;
+      break;
+    }
     if (entry.InHost()) info.host_bytes += slot_bytes;
     if (!entry.disk.IsNull()) info.disk_bytes += slot_bytes;
     if (entry.session_refs > 1) ++info.shared_chunks;
@@ -388,6 +395,7 @@ absl::StatusOr<SessionDetail> StoreImpl::ShowSession(TenantNumber tenant, const 
   const LayoutInfo& layout = *state_.registry.LayoutAt(session->layout);
   SessionDetail detail{.info = InfoOf(*session),
                        .root = state_.registry.TenantAt(tenant)->hasher.Root(layout.fingerprint)};
+  const GpuResidency::Engines engines = gpu_.EnginesOf(session->tenant);
   uint64_t at = 0;
   for (const Span& span : session->spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
@@ -403,6 +411,7 @@ absl::StatusOr<SessionDetail> StoreImpl::ShowSession(TenantNumber tenant, const 
                       .session_count = entry.session_refs,
                       .pin_count = entry.host_pins + (session->pinned ? 1u : 0u)};
     if (!entry.HasData()) shown.missing_reason = WhyMissing(entry);
+    for (const auto& engine : engines) shown.gpu_engines += engine->chunks.contains(entry.id);
     detail.spans.push_back(std::move(shown));
     at += span.count;
   }

@@ -110,6 +110,11 @@ class Store {
   virtual absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
       TenantNumber tenant, const RestoreRequest& request) = 0;
 
+  // Where an engine's process reports its page pool; must be destroyed before the store. `name`
+  // and `pid` are what Explain shows.
+  virtual std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
+                                                   int64_t pid) = 0;
+
   // How a client maps the slots of its tickets.
   virtual absl::StatusOr<SegmentGrant> Segment(uint32_t segment) = 0;
   // Called with the number of every segment that is given up, from then on. The

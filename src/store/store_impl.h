@@ -25,6 +25,7 @@
 
 #include "disk_tier/aligned_buffer.h"
 #include "store/disk_writer.h"
+#include "store/gpu_residency.h"
 #include "store/prompt_match.h"
 #include "store/state.h"
 #include "store/store.h"
@@ -48,6 +49,10 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::Status Close(absl::Duration deadline) override;
   absl::StatusOr<TenantNumber> OpenTenant(const std::string& name) override;
   absl::StatusOr<std::unique_ptr<KvStore>> ForTenant(const std::string& name) override;
+  std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
+                                           int64_t pid) override {
+    return gpu_.Open(tenant, std::move(name), pid);
+  }
   void BeginSave(TenantNumber tenant, const SaveRequest& request,
                  std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
   void BeginImport(
@@ -185,6 +190,8 @@ class StoreImpl final : public Store, private SegmentObserver {
     uint64_t token_begin = 0;
   };
   using EndsAt = absl::flat_hash_map<ChunkIndex, std::vector<const std::string*>>;
+  void ExplainGpu(uint32_t tenant, const std::vector<Span>& spans, Explanation* out) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   absl::Status ExplainPrompt(const Tenant& tenant, const ExplainRequest& request,
@@ -217,6 +224,7 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   std::string WhyMissing(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
+  GpuResidency gpu_;  // what engines say; its lock is taken after the store's
   StoreState state_;
   IndexBatch opening_changes_;  // what loading the index found to be put right
   std::unique_ptr<DiskWriter> writer_;

@@ -48,6 +48,7 @@ class Child {
     if (grandchild_ > 0) ::kill(grandchild_, SIGKILL);
   }
   bool ready() const { return ready_; }
+  pid_t pid() const { return pid_; }
   void Kill() {
     if (pid_ <= 0) return;
     ::kill(pid_, SIGKILL);
@@ -98,6 +99,41 @@ class ClientDeath : public ::testing::Test {
 
   DaemonHarness daemon_;
 };
+
+TEST_F(ClientDeath, TakesItsPagePoolWithIt) {
+  auto client = daemon_.UnixClient();
+  for (int i = 0; i < 10; ++i) {
+    Child child(daemon_.socket_path(), "gpu", i);
+    ASSERT_TRUE(child.ready());
+    const Explanation held = client->Explain({.session = "base"}).value();
+    ASSERT_EQ(held.gpu.size(), 1u);
+    EXPECT_EQ(held.gpu[0].engine, "kill_child");
+    EXPECT_EQ(held.gpu[0].pid, child.pid());
+    EXPECT_EQ(held.gpu[0].token_count, 1000u);
+    EXPECT_EQ(held.gpu[0].bytes, 1000 * held.gpu[0].chunk_count);
+    EXPECT_EQ(client->ListSessions({}).value()[0].gpu_bytes, held.gpu[0].bytes);
+    EXPECT_EQ(client->ShowSession("base")->spans[0].gpu_engines, 1u);
+    child.Kill();
+    ASSERT_TRUE(Eventually([&] { return client->Explain({.session = "base"})->gpu.empty(); },
+                           absl::Seconds(1)));
+    EXPECT_EQ(client->StatSession("base")->gpu_bytes, 0u);
+  }
+}
+
+// Also when only the connection ends, and over a restart of the client's connection.
+TEST_F(ClientDeath, AClosedConnectionTakesItsReportWithIt) {
+  auto client = daemon_.UnixClient();
+  auto engine = daemon_.UnixClient();
+  std::vector<GpuChunk> chunks;
+  const SessionDetail detail = client->ShowSession("base").value();
+  for (const SessionSpan& span : detail.spans) chunks.push_back({span.chunk, 1});
+  ASSERT_TRUE(engine->ReportGpuResidency(chunks).ok());
+  ASSERT_TRUE(engine->StatSession("base").ok());
+  ASSERT_EQ(client->StatSession("base")->gpu_bytes, chunks.size());
+  engine.reset();
+  ASSERT_TRUE(
+      Eventually([&] { return client->StatSession("base")->gpu_bytes == 0; }, absl::Seconds(1)));
+}
 
 TEST_F(ClientDeath, LeavesNothingWithinASecond) {
   const uint64_t seed = 42;

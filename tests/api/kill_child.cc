@@ -1,9 +1,10 @@
 // A client that is killed in the middle of its work; see client_death_test.cc.
 //
-//   kill_child SOCKET save|restore|fork SEED
+//   kill_child SOCKET save|restore|fork|gpu SEED
 //
 // Writes one line when its ticket is open and works until it is killed. `fork` also leaves a child
-// behind that has inherited the socket; its pid is in the line.
+// behind that has inherited the socket; its pid is in the line. `gpu` has no ticket, but says that
+// it holds the chunks of the session "base" in a page pool.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -60,6 +61,17 @@ void SayReady(int pid) {
   }
 }
 
+[[noreturn]] void HoldForever(Client& client) {
+  const auto detail = client.ShowSession("base");
+  if (!detail.ok()) std::exit(7);
+  std::vector<GpuChunk> chunks;
+  for (const SessionSpan& span : detail->spans) chunks.push_back({span.chunk, 1000});
+  // The second call is answered after the report was taken.
+  if (!client.ReportGpuResidency(chunks).ok() || !client.StatSession("base").ok()) std::exit(8);
+  SayReady(0);
+  for (;;) ::pause();
+}
+
 int Main(int argc, char** argv) {
   if (argc != 4) return 2;
   // A failed test must not leave us behind.
@@ -68,6 +80,7 @@ int Main(int argc, char** argv) {
   if (!client.ok() || !(*client)->RegisterLayout(SmallLayout()).ok()) return 3;
   const std::string mode = argv[2];
   if (mode == "restore") RestoreForever(**client);
+  if (mode == "gpu") HoldForever(**client);
   SaveForever(**client, std::strtoull(argv[3], nullptr, 10), mode == "fork");
 }
 

@@ -41,7 +41,7 @@ class PagePoolTest : public ::testing::Test {
     pool_.reset();
   }
   absl::Status Put(uint64_t n) {
-    TK_ASSIGN_OR_RETURN(PagePool::Pin pin, pool_->Insert(Id(n), kBytes, *fill_));
+    TK_ASSIGN_OR_RETURN(PagePool::Pin pin, pool_->Insert({Id(n), kBytes}, *fill_));
     TK_RETURN_IF_ERROR(fill_->Launch([data = pin.data(), n] {
       for (uint64_t i = 0; i < kBytes / 8; ++i) std::memcpy(data + i * 8, &n, 8);
     }));
@@ -63,7 +63,7 @@ TEST_F(PagePoolTest, TakesItsBudgetInWholeSlotsAndNoMore) {
   EXPECT_EQ(pool_->memory_bytes(), 3 * kBytes);
   EXPECT_EQ(PagePool::Make(*device_, {.budget_bytes = 100, .slot_bytes = kBytes}).status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(pool_->Insert(Id(1), kBytes + 1, *fill_).status().code(),
+  EXPECT_EQ(pool_->Insert({Id(1), kBytes + 1}, *fill_).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
@@ -97,7 +97,7 @@ TEST_F(PagePoolTest, AllPinnedIsAnErrorAndNoWait) {
 TEST_F(PagePoolTest, AnInsertThatIsGivenUpLeavesNothing) {
   Open(1);
   {
-    auto pin = pool_->Insert(Id(1), kBytes, *fill_);
+    auto pin = pool_->Insert({Id(1), kBytes}, *fill_);
     ASSERT_TRUE(pin.ok());
     EXPECT_EQ(pool_->Find(Id(1)).status().code(), absl::StatusCode::kNotFound);
   }

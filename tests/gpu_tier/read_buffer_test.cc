@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "core/units.h"
+#include "gpu_tier/pipeline_rates.h"
 #include "gpu_tier/read_buffer.h"
 
 namespace turnkeep::testing {
@@ -98,6 +99,29 @@ TEST(PredictedStall, FallsWithTheBuffer) {
     before = now;
   }
   EXPECT_EQ(before, 0.0);
+}
+
+// From what was seen: 4 ms a token of 1 MB to load, 1 ms to compute.
+TEST(PipelineRates, PredictBufferAndStallFromTheTurnsBefore) {
+  PipelineRates rates;
+  const PipelineRates::Job job{
+      .history_tokens = 100, .new_tokens = 200, .layers = 10, .budget_bytes = kGiB};
+  EXPECT_FALSE(rates.Predict(job).has_value());
+  rates.Loaded(50, 50'000'000, 0.2);
+  EXPECT_FALSE(rates.Predict(job).has_value());
+  rates.Computed(400, 0.4);
+  const auto prediction = rates.Predict(job);
+  ASSERT_TRUE(prediction.has_value());
+  // Loading takes 0.4 s, computing 0.2 s; the link carries 50 MB in the difference.
+  EXPECT_NEAR(static_cast<double>(prediction->buffer_bytes), 50e6, 10);
+  // Without a head start the last layer's compute alone comes after loading.
+  EXPECT_NEAR(prediction->stall_s, 0.4 - 0.2 + 0.02, 1e-6);
+  // A turn that was slower moves the next prediction half of the way.
+  rates.Loaded(50, 50'000'000, 0.4);
+  EXPECT_NEAR(rates.Predict(job)->stall_s, 0.6 - 0.2 + 0.02, 1e-6);
+  // Nothing to load, nothing to wait for; what was not measured is left out.
+  rates.Loaded(0, 0, 1);
+  EXPECT_EQ(rates.Predict({.new_tokens = 200, .layers = 10, .budget_bytes = kGiB})->stall_s, 0);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ struct Conversed {
 };
 
 Conversed Converse(const Model& model, const Engine::Options& engine_options, bool raw_keys,
-                   DType dtype, KvStore* store) {
+                   DType dtype, KvStore* store, KvDevice* device = nullptr) {
   Conversed run;
   const auto engine = *Engine::Create(&model, engine_options);
   auto conversation = Conversation::Create(engine.get(), store,
@@ -35,7 +35,8 @@ Conversed Converse(const Model& model, const Engine::Options& engine_options, bo
                                             .raw_keys = raw_keys,
                                             .answer_tokens = 12,
                                             .chunk_tokens = 16,
-                                            .truncate_oldest_half = true});
+                                            .truncate_oldest_half = true,
+                                            .device = device});
   EXPECT_TRUE(conversation.ok()) << conversation.status();
   std::mt19937_64 random(11);
   for (uint32_t turn = 0; turn < kTurns; ++turn) {
@@ -79,6 +80,34 @@ TEST_P(Truncate, TheCacheStaysValidThroughThreeOverflows) {
       EXPECT_EQ(row.restored_host_tokens + row.restored_disk_tokens, row.context_tokens - 21)
           << "turn " << turn << ": " << row.miss_reason;
     }
+  }
+}
+
+// The same with chunks that stay in the page pool between turns, and a pool that is too small.
+TEST_P(Truncate, TheCacheStaysValidWithChunksInThePagePool) {
+  for (const uint64_t pool_bytes : {uint64_t{1} << 20, uint64_t{1} << 16}) {
+    SCOPED_TRACE(pool_bytes);
+    const auto kv = OpenStore(std::to_string(pool_bytes));
+    KvDevice device({.pool_bytes = pool_bytes});
+    const Conversed run = Converse(*model_, {}, GetParam(), DType::kFloat32, kv.get(), &device);
+    ASSERT_EQ(run.rows.size(), kTurns);
+    EXPECT_GE(run.overflows, 3u);
+    uint64_t pooled = 0;
+    for (size_t turn = 1; turn < run.rows.size(); ++turn) {
+      const TurnRow& row = run.rows[turn];
+      EXPECT_TRUE(row.identical) << "turn " << turn;
+      EXPECT_EQ(row.pooled_tokens + row.restored_host_tokens + row.restored_disk_tokens,
+                row.context_tokens - 21)
+          << "turn " << turn << ": " << row.miss_reason;
+      if (pool_bytes >= 1 << 20) {
+        EXPECT_EQ(row.pooled_tokens, row.context_tokens - 21);
+      }
+      pooled += row.pooled_tokens;
+    }
+    EXPECT_GT(pooled, 0u);
+    // The store shows what the pool holds.
+    EXPECT_GT(kv->StatSession("s")->gpu_bytes, 0u);
+    EXPECT_EQ(kv->Explain({.session = "s"})->gpu.size(), 1u);
   }
 }
 

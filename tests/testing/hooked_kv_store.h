@@ -98,6 +98,9 @@ class HookedKvStore : public KvStore {
     return store_->Verify(request, progress);
   }
   absl::StatusOr<StoreStatus> Status() override { return store_->Status(); }
+  absl::Status ReportGpuResidency(std::span<const GpuChunk> chunks) override {
+    return store_->ReportGpuResidency(chunks);
+  }
 
  private:
   template <typename... Args>

@@ -391,6 +391,11 @@ absl::StatusOr<SessionDetail> MemoryKvStore::ShowSession(const std::string& name
       span.missing_reason = "evicted";
       whole = false;
     }
+    for (const GpuChunk& held : gpu) {
+      if (held.chunk != slice.chunk) continue;
+      span.gpu_engines = 1;
+      detail.info.gpu_bytes += held.bytes;
+    }
     for (const auto& [other, value] : sessions) {
       span.session_count += std::any_of(value.view.begin(), value.view.end(),
                                         [&](const auto& s) { return s.chunk == slice.chunk; });

@@ -43,6 +43,7 @@ class MemoryKvStore : public KvStore {
   Explanation explanation;
   std::vector<TreeNode> tree;
   VerifyReport verify_report;
+  std::vector<GpuChunk> gpu;    // as last reported
   ExplainRequest last_explain;  // without the borrowed prompt
   std::vector<uint32_t> last_explain_tokens;
 
@@ -72,6 +73,10 @@ class MemoryKvStore : public KvStore {
       const VerifyRequest& request,
       const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) override;
   absl::StatusOr<StoreStatus> Status() override;
+  absl::Status ReportGpuResidency(std::span<const GpuChunk> all) override {
+    gpu.assign(all.begin(), all.end());
+    return absl::OkStatus();
+  }
 
  private:
   std::map<Fingerprint, KvLayout> layouts_;

@@ -6,6 +6,7 @@
 namespace turnkeep::testing {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -157,6 +158,38 @@ TEST_F(Commands, ExplainSaysWhatIsMissingAndExitsWithMiss) {
             "note: layout differs in rope.rotary_dim: 64 and 128\n");
   store_.explanation.restorable_tokens = 100;
   EXPECT_EQ(Run({"explain", "alice", "--json"}).code, 0);
+}
+
+// By report of an engine; what would be restored is counted without it.
+TEST_F(Commands, ExplainNamesTheEnginesThatHoldAPart) {
+  store_.explanation = {.token_count = 64,
+                        .restorable_tokens = 64,
+                        .host_bytes = 1 << 20,
+                        .parts = {{0, 64, Tier::kHost, ""}},
+                        .gpu = {{.engine = "turnkeep-llama",
+                                 .pid = 4711,
+                                 .token_count = 48,
+                                 .chunk_count = 3,
+                                 .bytes = 3 << 20}}};
+  const Ran ran = Run({"explain", "alice"});
+  EXPECT_EQ(ran.code, 0);
+  EXPECT_THAT(ran.out, HasSubstr("gpu:        3.0 MiB of 48 tokens in engine \"turnkeep-llama\" "
+                                 "(pid 4711), for itself alone\n"));
+  const auto json = Run({"explain", "alice", "--json"}).json();
+  EXPECT_EQ(json["gpu"][0]["tier"], "gpu");
+  EXPECT_EQ(json["gpu"][0]["engine"], "turnkeep-llama");
+  EXPECT_EQ(json["gpu"][0]["pid"], 4711);
+  EXPECT_EQ(json["gpu"][0]["bytes"], 3 << 20);
+}
+
+TEST_F(Commands, ListAndShowTellWhatEnginesHold) {
+  Save("alice", 40);
+  Save("bob", 16);
+  const SessionDetail detail = store_.ShowSession("alice").value();
+  store_.gpu = {{detail.spans[0].chunk, 2048}, {detail.spans[1].chunk, 2048}};
+  EXPECT_THAT(Run({"ls"}).out, AllOf(HasSubstr("  GPU  "), HasSubstr("4.0 KiB  12.0 KiB")));
+  EXPECT_EQ(Run({"ls", "--json", "alice"}).json()["sessions"][0]["gpu_bytes"], 4096);
+  EXPECT_THAT(Run({"show", "alice"}).out, HasSubstr("host (gpu)"));
 }
 
 TEST_F(Commands, ExplainTakesTokensAndLayouts) {

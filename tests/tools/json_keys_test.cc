@@ -37,6 +37,7 @@ class JsonKeys : public CommandFixture {
     store_.status.counts = {{"a", "", "", 1, true}};
     store_.status.histograms = {{"h", "", {1}, {1, 0}, 1}};
     store_.explanation.parts = {{}};
+    store_.explanation.gpu = {{}};
     store_.tree = {{.layout = layout_}};
   }
 };

@@ -52,6 +52,11 @@ void PrintExplanation(const Explanation& explanation, Invocation& invocation) {
   fields.Add("from host", HumanBytes(explanation.host_bytes));
   fields.Add("from disk", HumanBytes(explanation.disk_bytes));
   fields.Add("predicted", HumanSeconds(explanation.predicted_us * 1e-6));
+  for (const GpuHolder& holder : explanation.gpu) {
+    fields.Add("gpu", fmt::format("{} of {} tokens in engine \"{}\" (pid {}), for itself alone",
+                                  HumanBytes(holder.bytes), HumanCount(holder.token_count),
+                                  Printable(holder.engine), holder.pid));
+  }
   invocation.Write(fields.Render(invocation.style()));
   Table parts({{"TOKENS"}, {"COUNT", Align::kRight}, {"FROM"}, {"MISSING BECAUSE"}});
   for (const ExplainPart& part : explanation.parts) {

@@ -75,8 +75,12 @@ void AddList(CommandLine& line) {
 // ---- show ------------------------------------------------------------------------
 
 std::string TiersOf(const SessionSpan& span) {
-  if (span.in_host && span.on_disk) return "host+disk";
-  return span.in_host ? "host" : span.on_disk ? "disk" : "none";
+  std::string tiers = span.in_host && span.on_disk ? "host+disk"
+                      : span.in_host               ? "host"
+                      : span.on_disk               ? "disk"
+                                                   : "none";
+  // By report of an engine; no other can restore from there.
+  return span.gpu_engines > 0 ? tiers + " (gpu)" : tiers;
 }
 
 // Whether `next` continues `run` so that one line can tell of both.
@@ -86,8 +90,8 @@ bool Continues(const SessionSpan& run, const SessionSpan& next) {
   };
   return whole(run) && whole(next) && run.chunk_token_count == next.chunk_token_count &&
          run.in_host == next.in_host && run.on_disk == next.on_disk &&
-         run.session_count == next.session_count && run.pin_count == next.pin_count &&
-         run.missing_reason == next.missing_reason &&
+         run.gpu_engines == next.gpu_engines && run.session_count == next.session_count &&
+         run.pin_count == next.pin_count && run.missing_reason == next.missing_reason &&
          next.stored_position - run.stored_position == next.token_begin - run.token_begin;
 }
 

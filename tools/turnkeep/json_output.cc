@@ -7,6 +7,7 @@ Json ToJson(const SessionSpan& span) {
   Json tiers = Json::array();
   if (span.in_host) tiers.push_back("host");
   if (span.on_disk) tiers.push_back("disk");
+  if (span.gpu_engines > 0) tiers.push_back("gpu");
   return {{"token_begin", span.token_begin},
           {"token_count", span.token_count},
           {"first_in_chunk", span.first_in_chunk},
@@ -31,6 +32,12 @@ Json ToJson(const ExplainPart& part) {
           {"token_count", part.token_count},
           {"tier", NameOf(part.tier)},
           {"reason", part.reason}};
+}
+
+Json ToJson(const GpuHolder& holder) {
+  return {{"engine", holder.engine},           {"pid", holder.pid},
+          {"tier", NameOf(Tier::kGpu)},        {"token_count", holder.token_count},
+          {"chunk_count", holder.chunk_count}, {"bytes", holder.bytes}};
 }
 
 Json ToJson(const NamedCount& count) {
@@ -68,6 +75,7 @@ Json ToJson(const SessionInfo& info) {
           {"restorable_tokens", info.restorable_tokens},
           {"chunk_count", info.chunk_count},
           {"kv_bytes", info.kv_bytes},
+          {"gpu_bytes", info.gpu_bytes},
           {"host_bytes", info.host_bytes},
           {"disk_bytes", info.disk_bytes},
           {"shared_chunks", info.shared_chunks},
@@ -105,6 +113,7 @@ Json ToJson(const Explanation& explanation) {
           {"disk_bytes", explanation.disk_bytes},
           {"predicted_us", explanation.predicted_us},
           {"parts", ListOf(explanation.parts)},
+          {"gpu", ListOf(explanation.gpu)},
           {"notes", explanation.notes}};
 }
 

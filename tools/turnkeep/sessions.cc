@@ -28,6 +28,7 @@ Table SessionTable(const std::vector<SessionInfo>& sessions, int64_t now_unix_s)
                {"TOKENS", Align::kRight},
                {"STORED", Align::kRight},
                {"KV", Align::kRight},
+               {"GPU", Align::kRight},
                {"HOST", Align::kRight},
                {"DISK", Align::kRight},
                {"SHARED", Align::kRight},
@@ -38,6 +39,7 @@ Table SessionTable(const std::vector<SessionInfo>& sessions, int64_t now_unix_s)
   for (const SessionInfo& info : sessions) {
     table.AddRow({info.name, HumanCount(info.token_count),
                   HumanShare(info.restorable_tokens, info.token_count), HumanBytes(info.kv_bytes),
+                  info.gpu_bytes == 0 ? "" : HumanBytes(info.gpu_bytes),
                   HumanBytes(info.host_bytes), HumanBytes(info.disk_bytes),
                   HumanShare(info.shared_chunks, info.chunk_count),
                   HumanAgo(info.last_used_unix_s, now_unix_s), info.pinned ? "pin" : "",
@@ -58,6 +60,8 @@ Fields SessionFields(const SessionInfo& info, int64_t now_unix_s) {
                                    HumanCount(info.chunk_count), HumanCount(info.shared_chunks)));
   fields.Add("KV", fmt::format("{} (slots: host {}, disk {})", HumanBytes(info.kv_bytes),
                                HumanBytes(info.host_bytes), HumanBytes(info.disk_bytes)));
+  if (info.gpu_bytes > 0)
+    fields.Add("gpu", HumanBytes(info.gpu_bytes) + " in page pools of engines");
   fields.Add("created", HumanAgo(info.created_unix_s, now_unix_s));
   fields.Add("last use", HumanAgo(info.last_used_unix_s, now_unix_s));
   fields.Add("expires", HumanIn(info.expires_unix_s, now_unix_s));

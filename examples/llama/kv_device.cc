@@ -1,0 +1,20 @@
+#include "llama/kv_device.h"
+
+#include <utility>
+
+#include "gpu_tier/pooled_chunks.h"
+
+namespace turnkeep::llama {
+
+PagePool* KvDevice::PoolFor(const KvLayout& layout) {
+  if (!pool_made_ && options_.pool_bytes > 0) {
+    pool_made_ = true;
+    auto pool =
+        PagePool::Make(device_, {.budget_bytes = options_.pool_bytes,
+                                 .slot_bytes = PooledChunkBytes(layout, layout.chunk_tokens)});
+    if (pool.ok()) pool_ = *std::move(pool);  // else not one chunk fits: as without a pool
+  }
+  return pool_.get();
+}
+
+}  // namespace turnkeep::llama

@@ -1,0 +1,50 @@
+// The device side that the bridges of one engine share: the device, the lanes that restores and
+// saves run on, the pool of chunks that stay hot between turns, and what was learned of their
+// speed.
+//
+// Not thread-safe; one owner, which outlives the bridges.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/layout.h"
+#include "core/units.h"
+#include "gpu_tier/host_device.h"
+#include "gpu_tier/page_pool.h"
+#include "gpu_tier/pipeline_lanes.h"
+#include "gpu_tier/pipeline_rates.h"
+
+namespace turnkeep::llama {
+
+class KvDevice {
+ public:
+  struct Options {
+    uint64_t pool_bytes = 0;             // of the page pool; 0: none
+    uint64_t buffer_bytes = 128 * kMiB;  // of all lanes
+    uint64_t restore_bytes = 32 * kMiB;  // most that one restore's read buffer takes
+  };
+  KvDevice() : KvDevice(Options{}) {}
+  explicit KvDevice(const Options& options)
+      : options_(options),
+        device_({.memory_bytes = options.pool_bytes + options.buffer_bytes}),
+        lanes_(device_, {.budget_bytes = options.buffer_bytes}) {}
+
+  const Options& options() const { return options_; }
+  HostDevice& device() { return device_; }
+  PipelineLanes& lanes() { return lanes_; }
+  PipelineRates& rates() { return rates_; }
+  // Null when there is none. Its slots hold chunks of the first layout that was asked for; larger
+  // ones are not pooled, and smaller ones leave room.
+  PagePool* PoolFor(const KvLayout& layout);
+
+ private:
+  const Options options_;
+  HostDevice device_;  // before what lives on it
+  PipelineLanes lanes_;
+  std::unique_ptr<PagePool> pool_;
+  bool pool_made_ = false;
+  PipelineRates rates_;
+};
+
+}  // namespace turnkeep::llama
