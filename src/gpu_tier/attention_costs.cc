@@ -57,16 +57,11 @@ class Probe {
     queries_.resize(rows * shape_.head_dim * DTypeBytes(shape_.dtype));
     output_.resize(rows * shape_.head_dim);
     lse_.resize(rows);
-    double best = std::numeric_limits<double>::max();
-    for (int round = 0; round < 4; ++round) {
-      const auto begin = std::chrono::steady_clock::now();
-      attention_.Run(shape_, PagedKv::Dense(shape_, keys_.data(), values_.data()), plan,
-                     {queries_.data(), output_.data(), lse_.data()});
-      const std::chrono::duration<double, std::nano> took =
-          std::chrono::steady_clock::now() - begin;
-      best = std::min(best, took.count());
-    }
-    return best * std::min(threads_, units);
+    const auto begin = std::chrono::steady_clock::now();
+    attention_.Run(shape_, PagedKv::Dense(shape_, keys_.data(), values_.data()), plan,
+                   {queries_.data(), output_.data(), lse_.data()});
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    return took.count() * std::min(threads_, units);
   }
 
   uint32_t group() const { return shape_.query_heads; }
@@ -87,31 +82,39 @@ AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool) {
   constexpr uint32_t kUnits = 16;
   constexpr uint32_t kTokens = 512;
   const uint32_t group = probe.group();
-  const auto token = [&](uint32_t queries) {
-    return probe.Run(kUnits, kTokens, queries) / (kUnits * kTokens);
-  };
   const uint32_t some = std::max(1u, 16 / group);
-  const double small = probe.Run(256, 1, 1) / 256;
-  costs.unit_row = std::max(0.0, (probe.Run(256, 1, 1 + some) / 256 - small) / (some * group));
+  const uint32_t most = std::max(1u, (costs.many_rows - 1) / group);
+  const uint32_t low = (costs.row_step + group - 1) / group;
+  struct Sample {
+    uint32_t units, tokens, queries;
+    bool merged = false;
+    double best = std::numeric_limits<double>::max();
+  };
+  Sample one_token{256, 1, 1}, one_token_some{256, 1, 1 + some}, one{kUnits, kTokens, 1},
+      few{kUnits, kTokens, most}, narrow{kUnits, kTokens, low}, wide{kUnits, kTokens, 4 * low},
+      apart{64, 1, 8}, merged{64, 1, 8, true};
+  // In turns, so that what disturbs the machine for a while disturbs one round of all.
+  for (int round = 0; round < 5; ++round) {
+    for (Sample* s : {&one_token, &one_token_some, &one, &few, &narrow, &wide, &apart, &merged})
+      s->best = std::min(s->best, probe.Run(s->units, s->tokens, s->queries, s->merged));
+  }
+  const auto token = [](const Sample& s) { return s.best / (s.units * s.tokens); };
+  const double small = one_token.best / one_token.units;
+  costs.unit_row =
+      std::max(0.0, (one_token_some.best / one_token_some.units - small) / (some * group));
   costs.unit = std::max(0.0, small - costs.unit_row * group);
   if (group < costs.many_rows) {
-    const double one = token(1);
-    const uint32_t most = (costs.many_rows - 1) / group;
-    costs.row_few = most > 1 ? std::max(0.0, (token(most) - one) / ((most - 1) * group)) : one / 2;
-    costs.token_few = std::max(0.0, one - costs.row_few * group);
+    costs.row_few =
+        most > 1 ? std::max(0.0, (token(few) - token(one)) / ((most - 1) * group)) : token(one) / 2;
+    costs.token_few = std::max(0.0, token(one) - costs.row_few * group);
   }
   // From one step of rows to four.
-  const uint32_t low = (costs.row_step + group - 1) / group;
-  const double narrow = token(low);
-  const double wide = token(4 * low);
   const auto padded = [&](uint32_t queries) {
     return (queries * group + costs.row_step - 1) / costs.row_step * costs.row_step;
   };
-  costs.row_many = std::max(0.1, (wide - narrow) / (padded(4 * low) - padded(low)));
-  costs.token_many = std::max(0.0, narrow - costs.row_many * padded(low));
-  const double apart = probe.Run(64, 1, 8);
-  const double merged = probe.Run(64, 1, 8, /*merged=*/true);
-  costs.partial = std::max(1.0, (merged - apart) / (64 * 8 * group));
+  costs.row_many = std::max(0.1, (token(wide) - token(narrow)) / (padded(4 * low) - padded(low)));
+  costs.token_many = std::max(0.0, token(narrow) - costs.row_many * padded(low));
+  costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * group));
   return costs;
 }
 
