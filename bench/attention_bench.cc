@@ -4,10 +4,10 @@
 #include <cmath>
 #include <memory>
 
+#include "attention_bench_case.h"
 #include "bench_support.h"
 #include "core/status.h"
 #include "gpu_tier/attention_costs.h"
-#include "gpu_tier/testing/attention_case.h"
 #include "kernels/attention_cpu.h"
 
 namespace turnkeep::bench {
@@ -15,7 +15,6 @@ namespace turnkeep::bench {
 namespace {
 
 using turnkeep::testing::AttentionCase;
-using turnkeep::testing::ForestMaker;
 
 // Four times the caches of the machines at hand.
 constexpr uint64_t kRotatedBytes = uint64_t{128} << 20;
@@ -29,17 +28,6 @@ struct Contender {
   std::vector<double> step_us;
   double error = 0;
 };
-
-AttentionCase MakeCase(const AttentionShape& shape, const AttentionCaseSpec& spec, uint64_t seed) {
-  ForestMaker maker(shape.page_tokens);
-  std::vector<ForestNode> nodes;
-  for (const AttentionNode& node : spec.nodes) {
-    nodes.push_back(maker.Node(
-        node.parent < 0 ? kNoForestNode : nodes[static_cast<size_t>(node.parent)], node.tokens));
-    for (uint32_t i = 0; i < node.sequences; ++i) maker.Sequence(nodes.back(), node.query_tokens);
-  }
-  return AttentionCase(shape, maker.forest(), maker.page_count(), seed);
-}
 
 // Copies of a case's KV, one after another.
 class RotatedKv {
@@ -67,16 +55,6 @@ class RotatedKv {
   uint64_t next_ = 0;
   std::vector<std::byte> bytes_;
 };
-
-// Multiply-adds of scores and values, two operations each.
-double OperationsOf(const PrefixForest& forest, const AttentionShape& shape) {
-  double tokens = 0;
-  for (const auto& sequence : forest.sequences()) {
-    for (uint32_t q = 0; q < sequence.query_tokens; ++q)
-      tokens += forest.PathTokens(sequence.leaf) - q;
-  }
-  return 4.0 * tokens * shape.query_heads * shape.head_dim;
-}
 
 // What a planner does when one sequence leaves and joins again, and when all take a decode step.
 void MeasureChanges(const PrefixForest& batch, Contender& contender) {
@@ -163,7 +141,7 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
                              .page_tokens = options.page_tokens,
                              .dtype = spec.dtype,
                              .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim))};
-  AttentionCase c = MakeCase(shape, spec, options.seed);
+  AttentionCase c = MakeAttentionCase(shape, spec, options.seed);
   const uint64_t token_bytes = uint64_t{shape.kv_heads} * shape.head_dim * DTypeBytes(shape.dtype);
   RotatedKv kv(c, uint64_t{c.page_count()} * shape.page_tokens * token_bytes);
   const AttentionPlannerOptions planner_options{.shape = shape,
@@ -187,7 +165,7 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
   const uint64_t bytes = c.forest().UniqueTokens() * token_bytes * 2;
   const double floor_us =
       1e6 * std::max(static_cast<double>(bytes) / ceilings.read_bytes_per_s,
-                     OperationsOf(c.forest(), shape) / ceilings.operations_per_s);
+                     AttentionOperations(c.forest(), shape) / ceilings.operations_per_s);
   std::vector<AttentionRow> rows;
   for (size_t i = 0; i < names.size(); ++i) {
     if (std::find(options.planners.begin(), options.planners.end(), names[i]) ==

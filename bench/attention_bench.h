@@ -73,7 +73,9 @@ struct AttentionBenchOptions {
       [](const std::string&, uint64_t, uint64_t) {};
 };
 struct AttentionBenchResult {
-  std::string target;  // instruction set
+  std::string device = "cpu";
+  std::string target;    // instruction set, or the CUDA device
+  std::string left_out;  // which of the shapes were not measured, and why; empty: none
   double read_bytes_per_s = 0;
   double operations_per_s = 0;
   AttentionCosts costs;  // of the first shape

@@ -1,7 +1,9 @@
 #include "overlap_bench.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include <absl/time/clock.h>
@@ -27,15 +29,19 @@ constexpr uint64_t kPieceBytes = kMiB;
 // Store, device and engine of one context.
 class Rig {
  public:
-  static absl::StatusOr<std::unique_ptr<Rig>> Make(const OverlapOptions& options) {
-    auto rig = std::unique_ptr<Rig>(new Rig(options));
+  static absl::StatusOr<std::unique_ptr<Rig>> Make(const OverlapOptions& options,
+                                                   OverlapDevice device) {
+    auto rig = std::unique_ptr<Rig>(new Rig(options, std::move(device)));
     TK_RETURN_IF_ERROR(rig->Prepare());
     return rig;
   }
 
   uint64_t layer_bytes() const { return LayerPageBytes(layout_.layers[0], 1) * options_.tokens; }
   uint64_t bytes() const { return layer_bytes() * options_.layers; }
-  HostDevice& device() { return device_; }
+  Device& device() { return device_; }
+  ~Rig() {
+    for (const auto& [begin, memory] : registered_) device_.UnregisterHost(memory).IgnoreError();
+  }
 
   // The loop without any KV moved.
   absl::StatusOr<double> Compute(double layer_s) {
@@ -68,7 +74,7 @@ class Rig {
                                             {.buffer_bytes = std::max(how.buffer, how.head_start),
                                              .piece_bytes = kPieceBytes}));
     if (how.head_start > 0) {
-      const double lead_s = static_cast<double>(how.head_start) / options_.link_bytes_per_s;
+      const double lead_s = static_cast<double>(how.head_start) / where_.link_bytes_per_s;
       absl::SleepFor(absl::Seconds(lead_s * 1.2 + 0.005 - before.Seconds()));
       job = Stopwatch();
     }
@@ -96,11 +102,14 @@ class Rig {
     if (mode != SaveMode::kNone) {
       // New tokens each time, so that all of them are written.
       const std::string session = fmt::format("saved-{}", ++saves_);
-      if (saves_ > 1) TK_RETURN_IF_ERROR(kv_->DropSession(fmt::format("saved-{}", saves_ - 1)));
+      // A dropped session's memory may be unmapped, which registered memory must not be.
+      if (saves_ > 1 && !where_.registers_memory)
+        TK_RETURN_IF_ERROR(kv_->DropSession(fmt::format("saved-{}", saves_ - 1)));
       const auto tokens = TokensOf(100 + saves_, options_.tokens);
       TK_ASSIGN_OR_RETURN(auto ticket, kv_->BeginSave({.session = session,
                                                        .layout = fingerprint_,
                                                        .prompt = {.tokens = tokens}}));
+      TK_RETURN_IF_ERROR(RegisterPages(*ticket, ticket->chunks().size()));
       TK_ASSIGN_OR_RETURN(save,
                           LayerSave::Start(device_, layout_, std::move(ticket), *mover_,
                                            {.buffer_bytes = buffer, .piece_bytes = kPieceBytes}));
@@ -124,14 +133,43 @@ class Rig {
   }
 
  private:
-  explicit Rig(const OverlapOptions& options)
+  Rig(const OverlapOptions& options, OverlapDevice where)
       : options_(options),
         layout_(LayoutOf("bench-overlap", options.layers, kKvHeads, kHeadDim, DType::kFloat16)),
-        device_({.memory_bytes = 16 * kGiB,
-                 .to_device_bytes_per_s = options.link_bytes_per_s,
-                 .to_host_bytes_per_s = options.link_bytes_per_s,
-                 .copy_latency = absl::Microseconds(5)}),
+        where_(std::move(where)),
+        device_(*where_.device),
         tokens_(TokensOf(7, options.tokens)) {}
+
+  // Of each chunk the memory of all its layer pages, once.
+  template <typename Ticket>
+  absl::Status RegisterPages(Ticket& ticket, size_t chunk_count) {
+    constexpr uintptr_t kPage = 4096;
+    for (size_t chunk = 0; chunk < chunk_count && where_.registers_memory; ++chunk) {
+      uintptr_t begin = UINTPTR_MAX;
+      uintptr_t end = 0;
+      for (uint32_t layer = 0; layer < options_.layers; ++layer) {
+        const auto page = ticket.Page(chunk, layer);
+        const auto at = reinterpret_cast<uintptr_t>(page.data());
+        begin = std::min(begin, at / kPage * kPage);
+        end = std::max(end, RoundUp(at + page.size(), kPage));
+      }
+      const std::span<std::byte> memory(reinterpret_cast<std::byte*>(begin), end - begin);
+      if (!registered_.emplace(begin, memory).second) continue;
+      if (const absl::Status status = device_.RegisterHost(memory); !status.ok()) {
+        registered_.erase(begin);
+        return status;
+      }
+    }
+    return absl::OkStatus();
+  }
+  // The context's chunks, whose memory restores read.
+  absl::Status RegisterContext() {
+    TK_ASSIGN_OR_RETURN(auto ticket,
+                        kv_->BeginRestore({.prompt = {.tokens = tokens_}, .layout = fingerprint_}));
+    for (uint32_t layer = 0; layer < options_.layers; ++layer)
+      TK_RETURN_IF_ERROR(ticket->WaitLayer(layer).status());
+    return RegisterPages(*ticket, ticket->spans().size());
+  }
 
   absl::Status Prepare() {
     const uint32_t pages = static_cast<uint32_t>(DivideRoundUp(options_.tokens, kPageTokens));
@@ -145,25 +183,29 @@ class Rig {
                          .layers = options_.layers};
     TK_ASSIGN_OR_RETURN(const uint64_t engine_bytes, PagedBytes(spec));
     TK_ASSIGN_OR_RETURN(engine_, device_.Allocate(engine_bytes));
-    std::fill_n(engine_.data(), engine_bytes, std::byte{0x3C});
-    CpuPageMoverOptions mover{.layout = layout_};
+    TK_ASSIGN_OR_RETURN(compute_, device_.NewStream());
+    const std::vector<std::byte> ones(engine_bytes, std::byte{0x3C});
+    TK_RETURN_IF_ERROR(
+        compute_->Copy(CopyKind::kToDevice, engine_.data(), ones.data(), engine_bytes));
+    TK_RETURN_IF_ERROR(compute_->Synchronize());
+    PageMoverOptions mover{.layout = layout_};
     for (uint32_t page = 0; page < pages; ++page) mover.pages.push_back(pages - 1 - page);
     for (uint32_t layer = 0; layer < options_.layers; ++layer) {
       TK_ASSIGN_OR_RETURN(const PagedLayer planes, PlanesOf(spec, engine_.data(), layer));
       mover.layers.push_back({.planes = planes});
     }
-    TK_ASSIGN_OR_RETURN(mover_, CpuPageMover::Make(std::move(mover)));
-    TK_ASSIGN_OR_RETURN(compute_, device_.NewStream());
-    TK_ASSIGN_OR_RETURN(store_, Store::Open({.host_bytes = 4 * bytes() + kGiB}));
+    TK_ASSIGN_OR_RETURN(mover_, where_.make_mover(std::move(mover)));
+    const uint64_t contexts = where_.registers_memory ? 4 + 2 * (options_.rounds + 1) : 4;
+    TK_ASSIGN_OR_RETURN(store_, Store::Open({.host_bytes = contexts * bytes() + kGiB}));
     TK_ASSIGN_OR_RETURN(kv_, store_->ForTenant("bench"));
     TK_ASSIGN_OR_RETURN(fingerprint_, kv_->RegisterLayout(layout_));
     const std::vector<std::byte> page(LayerPageBytes(layout_.layers[0], layout_.chunk_tokens),
                                       std::byte{0x3C});
-    return SaveContext(*kv_, {"context", 0, fingerprint_, options_.layers, tokens_}, page).status();
+    TK_RETURN_IF_ERROR(
+        SaveContext(*kv_, {"context", 0, fingerprint_, options_.layers, tokens_}, page).status());
+    return RegisterContext();
   }
-  absl::Status Launch(double layer_s) {
-    return HostDevice::LaunchFor(*compute_, absl::Seconds(layer_s), nullptr);
-  }
+  absl::Status Launch(double layer_s) { return where_.compute(*compute_, layer_s); }
   absl::Status WaitFor(LayerRestore& restore, uint32_t layer) {
     TK_ASSIGN_OR_RETURN(const uint64_t tokens, restore.WaitLayer(layer, *compute_));
     if (tokens != options_.tokens)
@@ -173,15 +215,17 @@ class Rig {
 
   const OverlapOptions options_;
   const KvLayout layout_;
-  HostDevice device_;
+  const OverlapDevice where_;
+  Device& device_;
   const std::vector<uint32_t> tokens_;
   DeviceMemory engine_;
-  std::unique_ptr<CpuPageMover> mover_;
+  std::unique_ptr<LayerMover> mover_;
   std::unique_ptr<DeviceStream> compute_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<KvStore> kv_;
   Fingerprint fingerprint_;
   uint64_t saves_ = 0;
+  std::map<uintptr_t, std::span<std::byte>> registered_;
 };
 
 class Measurement {
@@ -190,6 +234,7 @@ class Measurement {
 
   absl::StatusOr<OverlapResult> Run() {
     result_.device = rig_.device().Description();
+    result_.cuda = rig_.device().is_cuda();
     result_.bytes = rig_.bytes();
     result_.layer_bytes = rig_.layer_bytes();
     Tick("load alone");
@@ -322,8 +367,25 @@ class Measurement {
 
 }  // namespace
 
-absl::StatusOr<OverlapResult> MeasureOverlap(const OverlapOptions& options) {
-  TK_ASSIGN_OR_RETURN(const auto rig, Rig::Make(options));
+OverlapDevice HostOverlapDevice(double link_bytes_per_s) {
+  OverlapDevice host;
+  host.device =
+      std::make_unique<HostDevice>(HostDeviceOptions{.memory_bytes = 16 * kGiB,
+                                                     .to_device_bytes_per_s = link_bytes_per_s,
+                                                     .to_host_bytes_per_s = link_bytes_per_s,
+                                                     .copy_latency = absl::Microseconds(5)});
+  host.compute = [](DeviceStream& stream, double seconds) {
+    return HostDevice::LaunchFor(stream, absl::Seconds(seconds), nullptr);
+  };
+  host.make_mover = [](PageMoverOptions options) -> absl::StatusOr<std::unique_ptr<LayerMover>> {
+    return CpuPageMover::Make(std::move(options));
+  };
+  host.link_bytes_per_s = link_bytes_per_s;
+  return host;
+}
+
+absl::StatusOr<OverlapResult> MeasureOverlap(const OverlapOptions& options, OverlapDevice device) {
+  TK_ASSIGN_OR_RETURN(const auto rig, Rig::Make(options, std::move(device)));
   return Measurement(options, *rig).Run();
 }
 

@@ -1,21 +1,26 @@
 // What `turnkeep bench overlap` measures: restore and save of a context inside a layered compute
-// loop, on the host device: the store, digests, gather and scatter are real; the link has the
-// bandwidth that is asked for, and a layer's compute is a kernel that takes the time asked for.
+// loop. On the host device the store, digests, gather and scatter are real and the link has the
+// bandwidth that is asked for; on CUDA the link and the copies are real too. A layer's compute is a
+// kernel that takes the time asked for.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <absl/status/statusor.h>
 
+#include "gpu_tier/device.h"
+#include "gpu_tier/layer_mover.h"
+#include "gpu_tier/page_mover_planes.h"
+
 namespace turnkeep::bench {
 
 struct OverlapOptions {
   uint32_t layers = 32;
-  uint64_t tokens = 1024;         // restored, 4 KiB each in a layer
-  double link_bytes_per_s = 2e9;  // each way
+  uint64_t tokens = 1024;      // restored, 4 KiB each in a layer
   double balanced_load = 0.9;  // load time ÷ compute time of the loop where loading is not slower
   double slow_load = 2.5;      // … and of the one where it is
   uint32_t rounds = 5;         // medians are over these
@@ -36,6 +41,7 @@ struct OverlapRow {
 
 struct OverlapResult {
   std::string device;
+  bool cuda = false;
   uint64_t bytes = 0;  // of the context
   uint64_t layer_bytes = 0;
   std::vector<OverlapRow> rows;
@@ -48,6 +54,19 @@ struct OverlapResult {
   double save_async_s = 0;              // … when it overlaps
   double async_save_hidden_share = 0;
 };
-absl::StatusOr<OverlapResult> MeasureOverlap(const OverlapOptions& options);
+
+// Where the loop runs.
+struct OverlapDevice {
+  std::unique_ptr<Device> device;
+  // A kernel of so many seconds.
+  std::function<absl::Status(DeviceStream& stream, double seconds)> compute;
+  std::function<absl::StatusOr<std::unique_ptr<LayerMover>>(PageMoverOptions)> make_mover;
+  double link_bytes_per_s = 0;  // host to device
+  // Copies are asynchronous from and to registered host memory only.
+  bool registers_memory = false;
+};
+OverlapDevice HostOverlapDevice(double link_bytes_per_s);
+
+absl::StatusOr<OverlapResult> MeasureOverlap(const OverlapOptions& options, OverlapDevice device);
 
 }  // namespace turnkeep::bench

@@ -10,6 +10,7 @@
 #include "attention_bench.h"
 #include "command_fixture.h"
 #include "core/status.h"
+#include "cuda_bench.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -44,6 +45,28 @@ TEST_F(BenchAttention, UnknownNamesAreRefusedWithTheOnesThereAre) {
   EXPECT_THAT(Run({"bench", "attention", "--filter", "p9"}).err, HasSubstr("contains 'p9'"));
   EXPECT_THAT(Run({"bench", "attention", "--planner", "best"}).err, HasSubstr("two_phase"));
   EXPECT_THAT(Run({"bench", "attention", "--device", "tpu"}).err, HasSubstr("cpu"));
+}
+
+// Where CUDA sees a device these run there; elsewhere they say what is missing and measure nothing.
+TEST_F(BenchAttention, CudaRunsOrSaysWhatIsMissing) {
+  for (const std::vector<std::string>& bench :
+       {std::vector<std::string>{"attention", "--shapes", "random", "--rounds", "1"},
+        std::vector<std::string>{"gather", "--mebibytes", "8", "--rounds", "1"},
+        std::vector<std::string>{"overlap", "--layers", "2", "--tokens", "64", "--rounds", "1"}}) {
+    std::vector<std::string> arguments = {"bench"};
+    arguments.insert(arguments.end(), bench.begin(), bench.end());
+    arguments.insert(arguments.end(), {"--device", "cuda", "--json"});
+    const Ran ran = Run(arguments);
+    if (bench::CudaIsThere().ok()) {
+      ASSERT_EQ(ran.code, 0) << ran.err;
+      EXPECT_FALSE(ran.json().at("rows").empty());
+      continue;
+    }
+    EXPECT_NE(ran.code, 0);
+    EXPECT_THAT(ran.err, ::testing::AnyOf(HasSubstr("CUDA sees no device"),
+                                          HasSubstr("was built without CUDA")));
+    EXPECT_EQ(ran.out, "");
+  }
 }
 
 // A shape's nodes, tokens, sequences and Σ of the sequences' path tokens.

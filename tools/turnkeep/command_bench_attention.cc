@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "cuda_bench.h"
 #include "human.h"
 #include "progress.h"
 
@@ -26,10 +27,10 @@ struct AttentionArguments {
   uint64_t seed = 1;
 };
 
-Json ToJson(const bench::AttentionRow& row) {
+Json ToJson(const bench::AttentionRow& row, const std::string& device) {
   Json json = {{"shape", row.shape},
                {"planner", row.planner},
-               {"device", "cpu"},
+               {"device", device},
                {"us", row.us},
                {"planning_us", row.planning_us},
                {"replan_us", row.replan_us},
@@ -76,20 +77,21 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
   }
   invocation.Write(table.Render(invocation.style()));
   invocation.Print(
-      "cpu, {}; ceilings of this run: {}/s read, {:.0f} GFLOP/s. Speed-up is over per_sequence, "
+      "{}, {}; ceilings of this run: {}/s read, {:.0f} GFLOP/s. Speed-up is over per_sequence, "
       "planning from\nnothing (PLAN) included; JOIN is planning after one sequence joined or left, "
       "STEP after a decode step.\nEvery call reads another copy of the KV, so that no cache holds "
       "it. Scaled to a CPU: {}.\n",
-      result.target, HumanBytes(static_cast<uint64_t>(result.read_bytes_per_s)),
+      result.device, result.target, HumanBytes(static_cast<uint64_t>(result.read_bytes_per_s)),
       result.operations_per_s * 1e-9, note);
+  if (!result.left_out.empty()) invocation.Print("Left out: {}.\n", result.left_out);
   if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
     invocation.Print("Where auto gains least: {}, {:.3f}.\n", worst->shape, worst->speedup);
 }
 
 absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
                                            const AttentionArguments& arguments) {
-  if (arguments.device == "cuda")
-    return FailedPrecondition("--device: this build has no CUDA executor for attention plans");
+  const bool cuda = arguments.device == "cuda";
+  if (cuda) TK_RETURN_IF_ERROR(bench::CudaIsThere());
   if (arguments.threads == 0 || arguments.threads > kMaxThreads)
     return InvalidArgument("--threads: {} is outside 1..{}", arguments.threads, kMaxThreads);
   if (arguments.rounds == 0) return InvalidArgument("--rounds must not be 0");
@@ -118,7 +120,8 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
     bar.Update(done, total);
   };
   TK_ASSIGN_OR_RETURN(const bench::AttentionBenchResult result,
-                      bench::MeasureAttention(options, set.cases));
+                      cuda ? bench::MeasureAttentionOnCuda(options, set.cases)
+                           : bench::MeasureAttention(options, set.cases));
   if (!invocation.json()) {
     Print(result, set.note, invocation);
     return ExitCode::kOk;
@@ -126,11 +129,13 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
   Json json = {{"shapes", arguments.shapes},
                {"scaled", set.note},
                {"target", result.target},
+               {"left_out", result.left_out},
                {"threads", arguments.threads},
                {"read_bytes_per_s", result.read_bytes_per_s},
                {"operations_per_s", result.operations_per_s},
                {"rows", Json::array()}};
-  for (const bench::AttentionRow& row : result.rows) json["rows"].push_back(ToJson(row));
+  for (const bench::AttentionRow& row : result.rows)
+    json["rows"].push_back(ToJson(row, result.device));
   if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
     json["auto_worst"] = {{"shape", worst->shape}, {"speedup", worst->speedup}};
   invocation.WriteJson(json);

@@ -5,6 +5,7 @@
 #include "commands.h"
 #include "core/status.h"
 #include "core/units.h"
+#include "cuda_bench.h"
 #include "gather_bench.h"
 #include "human.h"
 #include "progress.h"
@@ -13,15 +14,16 @@ namespace turnkeep {
 namespace {
 
 struct GatherArguments {
+  std::string device = "cpu";
   uint64_t mebibytes = 64;
   uint32_t rounds = 7;
 };
 
-Json ToJson(const bench::GatherRow& row) {
+Json ToJson(const bench::GatherRow& row, const std::string& device) {
   return {{"layout", row.layout},
           {"page_tokens", row.page_tokens},
           {"chunk_page_bytes", row.chunk_page_bytes},
-          {"device", "cpu"},
+          {"device", device},
           {"gather_bytes_per_s", row.gather_bytes_per_s},
           {"scatter_bytes_per_s", row.scatter_bytes_per_s},
           {"rotated_scatter_bytes_per_s", row.rotated_bytes_per_s},
@@ -34,16 +36,19 @@ absl::StatusOr<ExitCode> RunBenchGather(Invocation& invocation, const GatherArgu
   if (arguments.mebibytes < 1 || arguments.mebibytes > 4096)
     return InvalidArgument("--mebibytes: {} is outside 1..4096", arguments.mebibytes);
   if (arguments.rounds == 0) return InvalidArgument("--rounds must not be 0");
+  const bool cuda = arguments.device == "cuda";
+  if (cuda) TK_RETURN_IF_ERROR(bench::CudaIsThere());
   Progress bar(invocation.environment(), "layouts");
   bench::GatherBenchOptions options{.bytes = arguments.mebibytes * kMiB,
                                     .rounds = arguments.rounds};
   options.progress = [&](const std::string&, uint64_t done, uint64_t total) {
     bar.Update(done, total);
   };
-  TK_ASSIGN_OR_RETURN(const std::vector<bench::GatherRow> rows, bench::MeasureGather(options));
+  TK_ASSIGN_OR_RETURN(const std::vector<bench::GatherRow> rows,
+                      cuda ? bench::MeasureGatherOnCuda(options) : bench::MeasureGather(options));
   if (invocation.json()) {
     Json json = {{"rows", Json::array()}};
-    for (const bench::GatherRow& row : rows) json["rows"].push_back(ToJson(row));
+    for (const bench::GatherRow& row : rows) json["rows"].push_back(ToJson(row, arguments.device));
     invocation.WriteJson(json);
     return ExitCode::kOk;
   }
@@ -69,7 +74,9 @@ absl::StatusOr<ExitCode> RunBenchGather(Invocation& invocation, const GatherArgu
   }
   invocation.Write(table.Render(invocation.style()));
   invocation.Write(
-      "One thread, bfloat16; shares are of memcpy of the same bytes in the same run.\n");
+      cuda ? "CUDA, bfloat16; shares are of a copy on the device of the same bytes in the same "
+             "run.\n"
+           : "One thread, bfloat16; shares are of memcpy of the same bytes in the same run.\n");
   return ExitCode::kOk;
 }
 
@@ -80,8 +87,12 @@ void AddBenchGatherCommand(CommandLine& line, CLI::App* group) {
       group, "gather",
       "Rates of gather and scatter between paged layouts and chunk pages, and of scatter with a\n"
       "rotation of the keys, against a copy of the same bytes.",
-      {"turnkeep bench gather", "turnkeep bench gather --mebibytes 256 --json"});
+      {"turnkeep bench gather", "turnkeep bench gather --mebibytes 256 --json",
+       "turnkeep bench gather --device cuda"});
   const auto arguments = std::make_shared<GatherArguments>();
+  command->add_option("--device", arguments->device, "Whose memory the KV is moved in")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   command->add_option("--mebibytes", arguments->mebibytes, "KV moved per round")
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "Medians are over these")

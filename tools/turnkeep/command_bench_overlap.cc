@@ -4,6 +4,7 @@
 #include "commands.h"
 #include "core/status.h"
 #include "core/units.h"
+#include "cuda_bench.h"
 #include "human.h"
 #include "overlap_bench.h"
 #include "progress.h"
@@ -24,7 +25,7 @@ Json ToJson(const bench::OverlapRow& row) {
 
 Json ToJson(const bench::OverlapResult& result) {
   Json json = {{"device", result.device},
-               {"compute", "timed kernels on the host device"},
+               {"compute", "timed kernels"},
                {"bytes", result.bytes},
                {"layer_bytes", result.layer_bytes},
                {"stall_share", result.stall_share},
@@ -61,15 +62,16 @@ void Print(const bench::OverlapResult& result, Invocation& invocation) {
       "total where loading is slower: {:.3f} of max(load, compute)\n"
       "buffer for no stall there: {} by the formula, {} measured\n"
       "save: {} ms when the engine waits, {} ms when it overlaps, {:.0f}% hidden\n"
-      "{}; compute is a kernel of a set time, the link has a set bandwidth; the store, digests,\n"
-      "gather and scatter are real and run on this machine's cores.\n",
+      "{}; compute is a kernel of a set time{}; the store,\n"
+      "digests, gather and scatter are real.\n",
       result.stall_share * 100, result.stall_share_buffered * 100, result.slow_load_ratio,
       HumanBytes(result.buffer_bytes_predicted), HumanBytes(result.buffer_bytes_measured),
       ms(result.save_sync_s), ms(result.save_async_s), result.async_save_hidden_share * 100,
-      result.device);
+      result.device, result.cuda ? "" : ", the link has a set bandwidth");
 }
 
 struct OverlapArguments {
+  std::string device = "cpu";
   double link_gbps = 2;
   bench::OverlapOptions options;
 };
@@ -85,12 +87,17 @@ absl::StatusOr<ExitCode> RunBenchOverlap(Invocation& invocation,
   if (!(arguments.link_gbps > 0))
     return InvalidArgument("--link: {} GB/s is not above 0", arguments.link_gbps);
   if (options.rounds == 0) return InvalidArgument("--rounds must not be 0");
-  options.link_bytes_per_s = arguments.link_gbps * 1e9;
+  bench::OverlapDevice device = bench::HostOverlapDevice(arguments.link_gbps * 1e9);
+  if (arguments.device == "cuda") {
+    TK_RETURN_IF_ERROR(bench::CudaIsThere());
+    TK_ASSIGN_OR_RETURN(device, bench::CudaOverlapDevice());
+  }
   Progress bar(invocation.environment(), "loops");
   options.progress = [&](const std::string&, uint64_t done, uint64_t total) {
     bar.Update(done, total);
   };
-  TK_ASSIGN_OR_RETURN(const bench::OverlapResult result, bench::MeasureOverlap(options));
+  TK_ASSIGN_OR_RETURN(const bench::OverlapResult result,
+                      bench::MeasureOverlap(options, std::move(device)));
   if (invocation.json()) {
     invocation.WriteJson(ToJson(result));
   } else {
@@ -105,13 +112,18 @@ void AddBenchOverlapCommand(CommandLine& line, CLI::App* group) {
   CLI::App* command = line.AddTo(
       group, "overlap",
       "Restore and save of a context inside a layered compute loop: without overlap, with it, and\n"
-      "with the read buffer of CachedAttention's formula. Host device: timed compute, set link.",
-      {"turnkeep bench overlap", "turnkeep bench overlap --link 1 --tokens 512 --json"});
+      "with the read buffer of CachedAttention's formula. On the host device (cpu) the link is "
+      "set.",
+      {"turnkeep bench overlap", "turnkeep bench overlap --device cuda",
+       "turnkeep bench overlap --link 1 --tokens 512 --json"});
   const auto arguments = std::make_shared<OverlapArguments>();
+  command->add_option("--device", arguments->device, "Whose memory the engine's pages are in")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   command->add_option("--layers", arguments->options.layers, "Layers")->capture_default_str();
   command->add_option("--tokens", arguments->options.tokens, "Tokens restored, 4 KiB each a layer")
       ->capture_default_str();
-  command->add_option("--link", arguments->link_gbps, "GB/s of the link, each way")
+  command->add_option("--link", arguments->link_gbps, "GB/s of the host device's link, each way")
       ->capture_default_str();
   command->add_option("--rounds", arguments->options.rounds, "Medians are over these")
       ->capture_default_str();
