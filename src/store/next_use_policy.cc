@@ -9,221 +9,253 @@ namespace turnkeep {
 
 namespace {
 
-constexpr double kFirstAgeSeconds = 0.1;
-constexpr double kAgeGrowth = 1.5;
-constexpr uint32_t kSampleOneOf = 8;
-constexpr size_t kMaxSamples = 1 << 18;
+constexpr uint64_t kMaxSamples = 1 << 16;
 // Experience halves after so many samples.
-constexpr uint64_t kHalfLife = 1 << 17;
-// What is believed before anything is seen: at every age, one of so many is used.
-constexpr double kPriorWeight = 4;
-constexpr double kPriorHazard = 0.05;
-constexpr double kClassPriorWeight = 50;
-constexpr uint64_t kLongContextTokens = 8192;
-constexpr uint64_t kVeryLongContextTokens = 32768;
+constexpr uint64_t kHalfLife = 1 << 19;
+constexpr uint64_t kLongContextTokens = 2048;
+constexpr uint64_t kVeryLongContextTokens = 16384;
+constexpr double kGapSeconds = 15;  // and four times as long, and sixteen times
 // Values are made again after 1, 2, 4, … and then every so many decisions.
-constexpr uint32_t kRefreshEvery = 1024;
-constexpr double kHorizonGain = 0.001;
+constexpr uint32_t kRefreshEvery = 4096;
 
-bool Sampled(ChunkIndex chunk) { return (chunk * 2654435761u >> 16) % kSampleOneOf == 0; }
+uint32_t HashOf(ChunkIndex chunk) {
+  uint32_t x = chunk * 2654435761u;
+  x ^= x >> 15;
+  return x * 2246822519u;
+}
 
 }  // namespace
 
-uint32_t NextUsePolicy::ClassOf(const TurnInfo& turn, uint32_t uses) {
-  if (turn.tail) return kTailClass;
-  const uint32_t number = std::max(turn.number > 0 ? turn.number : uses, 1u);
-  const uint32_t turn_class = number <= 4 ? number - 1 : number <= 8 ? 4 : 5;
-  const uint32_t context_class = turn.context_tokens < kLongContextTokens       ? 0
-                                 : turn.context_tokens < kVeryLongContextTokens ? 1
-                                                                                : 2;
-  return (turn_class * kContextClasses + context_class) * kStopReasons +
+uint32_t NextUsePolicy::TurnClassOf(const TurnInfo& turn) {
+  if (turn.tail) return kTurnClasses;
+  const uint32_t number = turn.number <= 1 ? 0 : turn.number <= 4 ? 1 : 2;
+  const bool known = turn.new_tokens != TurnInfo::kUnknownTokens;
+  const uint32_t share = !known || turn.new_tokens > turn.context_tokens / 2 ? 0
+                         : turn.new_tokens > turn.context_tokens / 8         ? 1
+                                                                             : 2;
+  const uint32_t context = turn.context_tokens < kLongContextTokens       ? 0
+                           : turn.context_tokens < kVeryLongContextTokens ? 1
+                                                                          : 2;
+  return ((number * kShares + share) * kContexts + context) * kStopReasons +
          static_cast<uint32_t>(turn.stop);
 }
 
-const std::array<double, NextUsePolicy::kAges + 1>& NextUsePolicy::AgeBegins() {
-  static const auto begins = [] {
-    std::array<double, kAges + 1> table{};
-    for (uint32_t age = 1; age <= kAges; ++age)
-      table[age] = kFirstAgeSeconds * std::pow(kAgeGrowth, age - 1.0);
-    return table;
-  }();
-  return begins;
+uint32_t NextUsePolicy::GapOf(double gap_s) {
+  return gap_s < kGapSeconds ? 1 : gap_s < 4 * kGapSeconds ? 2 : gap_s < 16 * kGapSeconds ? 3 : 4;
 }
 
-uint32_t NextUsePolicy::AgeOf(double age_s) {
-  const auto& begins = AgeBegins();
-  const auto after = std::upper_bound(begins.begin() + 1, begins.begin() + kAges, age_s);
-  return static_cast<uint32_t>(after - begins.begin()) - 1;
+uint32_t NextUsePolicy::ClassOf(uint32_t turn_class, uint32_t gap) {
+  return turn_class == kTurnClasses ? kTailClass : gap * kTurnClasses + turn_class;
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
-  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 2);
+  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 4);
   return states_[chunk];
+}
+
+double NextUsePolicy::AgeSeconds(const State& state) const {
+  return static_cast<double>(now_ns_ - state.last_use_ns) * 1e-9;
 }
 
 void NextUsePolicy::Insert(ChunkIndex chunk, uint64_t, int64_t now_ns) {
   TK_CHECK(!links_.Contains(chunk));
   State& state = At(chunk);
   // A promotion inserts what a use has just touched.
-  if (state.last_use_ns != now_ns || state.uses == 0) Use(chunk, now_ns);
-  links_.PushNewest(lists_[state.use_class], chunk);
+  if (state.last_use_ns == kNever) Use(chunk, state, now_ns);
+  Push(state.use_class, chunk);
 }
 
 void NextUsePolicy::Touch(ChunkIndex chunk, int64_t now_ns) {
+  State& state = At(chunk);
   // Those that are shown and may not go are touched with time 0: they only move.
-  if (now_ns > 0) Use(chunk, now_ns);
-  if (links_.Contains(chunk)) links_.MoveToNewest(lists_[states_[chunk].use_class], chunk);
+  if (now_ns > 0 && now_ns != state.last_use_ns) Use(chunk, state, now_ns);
+  if (links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
 void NextUsePolicy::Remove(ChunkIndex chunk) {
   TK_CHECK(links_.Contains(chunk));
-  links_.Unlink(lists_[states_[chunk].use_class], chunk);
+  Unlink(states_[chunk].use_class, chunk);
 }
 
-void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t) {
-  At(chunk).turn = turn;
-  SetClass(chunk);
+void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) {
+  State& state = At(chunk);
+  const bool use = turn.is_use && now_ns != state.last_use_ns;
+  if (use) Observe(chunk, state, now_ns);
+  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
+  SetClass(chunk, state);
+  if (use && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
-void NextUsePolicy::SetClass(ChunkIndex chunk) {
-  State& state = states_[chunk];
-  const auto use_class = static_cast<uint8_t>(ClassOf(state.turn, state.uses));
+void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
+  const uint32_t use_class = ClassOf(state.turn_class, state.gap);
   if (use_class == state.use_class) return;
   if (links_.Contains(chunk)) {
-    links_.Unlink(lists_[state.use_class], chunk);
-    links_.PushNewest(lists_[use_class], chunk);
+    Unlink(state.use_class, chunk);
+    Push(use_class, chunk);
   }
-  state.use_class = use_class;
+  state.use_class = static_cast<uint16_t>(use_class);
 }
 
-void NextUsePolicy::Use(ChunkIndex chunk, int64_t now_ns) {
-  now_ns_ = std::max(now_ns_, now_ns);
-  State& state = At(chunk);
+// ---- learning --------------------------------------------------------------------
+
+bool NextUsePolicy::Sampled(ChunkIndex chunk) const { return HashOf(chunk) < sample_threshold_; }
+
+void NextUsePolicy::Use(ChunkIndex chunk, State& state, int64_t now_ns) {
   Observe(chunk, state, now_ns);
-  if (state.uses < 0xFFFFFFFFu) ++state.uses;
+  SetClass(chunk, state);
+}
+
+// A use ends what was observed since the one before it.
+void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns) {
+  if (now_ns > now_ns_) {
+    now_ns_ = now_ns;
+    AdvanceSamples();
+  }
+  if (state.last_use_ns != kNever) {
+    const double gap_s = static_cast<double>(now_ns - state.last_use_ns) * 1e-9;
+    if (Sampled(chunk)) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
+    state.gap = static_cast<uint8_t>(GapOf(gap_s));
+  }
   state.last_use_ns = now_ns;
-  SetClass(chunk);
-  if (!Sampled(chunk) || samples_.size() >= kMaxSamples) return;
-  samples_.push_back({chunk, now_ns});
-  if (++sampled_ % kHalfLife == 0) Fade();
+  if (Sampled(chunk)) TakeSample(chunk, now_ns);
 }
 
-// A use ends what was observed since the one before it. Its class is that of the time between: the
-// turn was told of after the sample was taken.
-void NextUsePolicy::Observe(ChunkIndex chunk, const State& before, int64_t now_ns) {
-  AdvanceSamples(now_ns);
-  if (before.last_use_ns == kNever || !Sampled(chunk)) return;
-  const uint32_t age = AgeOf(static_cast<double>(now_ns - before.last_use_ns) * 1e-9);
-  ++experience_[before.use_class][age].used;
-  if (before.use_class != kTailClass) ++experience_[kAllClasses][age].used;
+void NextUsePolicy::TakeSample(ChunkIndex chunk, int64_t now_ns) {
+  samples_[0].push_back({chunk, now_ns});
+  ++sample_count_;
+  if (++sampled_ % kHalfLife == 0) hazards_.Fade();
+  if (sample_count_ > kMaxSamples) ThinSamples();
 }
 
-// Counts the samples that have passed an age unused.
-void NextUsePolicy::AdvanceSamples(int64_t now_ns) {
+// Moves the samples that have passed an age unused to the next.
+void NextUsePolicy::AdvanceSamples() {
   for (uint32_t age = 0; age < kAges; ++age) {
-    const auto begin_ns = static_cast<int64_t>(AgeBegins()[age] * 1e9);
-    uint64_t& next = reached_[age];
-    next = std::max(next, first_sample_);
-    while (next < first_sample_ + samples_.size()) {
-      const Sample& sample = samples_[next - first_sample_];
-      if (sample.time_ns + begin_ns >= now_ns) break;
+    std::deque<Sample>& queue = samples_[age];
+    // The class is settled only after the turn was told of: nothing is counted at once.
+    const auto begin_ns = static_cast<int64_t>(UseHazards::BeginOf(age) * 1e9);
+    while (!queue.empty() && queue.front().time_ns + begin_ns < now_ns_) {
+      const Sample sample = queue.front();
+      queue.pop_front();
       const State& state = states_[sample.chunk];
-      if (state.last_use_ns == sample.time_ns) {
-        ++experience_[state.use_class][age].reached;
-        if (state.use_class != kTailClass) ++experience_[kAllClasses][age].reached;
+      const bool unused = state.last_use_ns == sample.time_ns && Sampled(sample.chunk);
+      if (!unused) {
+        --sample_count_;
+        continue;
       }
-      ++next;
-    }
-    // Later samples wait for this age at least as long: nothing is due at older ages before.
-    if (next == first_sample_) break;
-  }
-  while (!samples_.empty() && reached_[kAges - 1] > first_sample_) {
-    samples_.pop_front();
-    ++first_sample_;
-  }
-  while (samples_.size() >= kMaxSamples) {
-    samples_.pop_front();
-    ++first_sample_;
-  }
-}
-
-void NextUsePolicy::Fade() {
-  for (auto& ages : experience_) {
-    for (Experience& at : ages) {
-      at.reached *= 0.5;
-      at.used *= 0.5;
+      hazards_.Reached(state.use_class, age);
+      if (age + 1 < kAges) {
+        samples_[age + 1].push_back(sample);
+      } else {
+        --sample_count_;
+      }
     }
   }
 }
 
-// A class of which little is known is believed to be like all others, and all of which nothing is
-// known like kPriorHazard.
-double NextUsePolicy::Hazard(uint32_t use_class, uint32_t age) const {
-  const Experience& all = experience_[kAllClasses][age];
-  const double prior = (all.used + kPriorHazard * kPriorWeight) / (all.reached + kPriorWeight);
-  const Experience& at = experience_[use_class][age];
-  return std::min(1.0, (at.used + prior * kClassPriorWeight) / (at.reached + kClassPriorWeight));
-}
-
-NextUsePolicy::Outlook NextUsePolicy::OutlookOf(uint32_t use_class, double age_s,
-                                                double horizon_s) const {
-  double unused = 1;
-  double mean_s = 0;
-  const double end_s = age_s + horizon_s;
-  for (uint32_t age = AgeOf(age_s); age < kAges; ++age) {
-    const double begin = std::max(AgeBegins()[age], age_s);
-    const double whole = AgeBegins()[age + 1] - AgeBegins()[age];
-    const double part = std::min(end_s, AgeBegins()[age + 1]) - begin;
-    if (begin >= end_s) break;
-    const double stays = 1 - Hazard(use_class, age);
-    const double after = unused * (part == whole ? stays : std::pow(stays, part / whole));
-    mean_s += (unused + after) / 2 * part;
-    unused = after;
+// Drops what has been used since, and then halves the share of chunks that are observed until
+// there is room.
+void NextUsePolicy::ThinSamples() {
+  const auto drop = [this] {
+    sample_count_ = 0;
+    for (std::deque<Sample>& queue : samples_) {
+      std::erase_if(queue, [this](const Sample& sample) {
+        return states_[sample.chunk].last_use_ns != sample.time_ns || !Sampled(sample.chunk);
+      });
+      sample_count_ += queue.size();
+    }
+  };
+  drop();
+  while (sample_count_ > kMaxSamples / 2) {
+    sample_threshold_ /= 2;
+    drop();
   }
-  return {1 - unused, mean_s};
 }
 
-double NextUsePolicy::UseProbability(const TurnInfo& turn, double age_s, double horizon_s) const {
-  return OutlookOf(ClassOf(turn, 1), age_s, horizon_s).probability;
+double NextUsePolicy::UseProbability(const TurnInfo& turn, double gap_s, double age_s,
+                                     double horizon_s) const {
+  const uint32_t gap = gap_s > 0 ? GapOf(gap_s) : 0;
+  return hazards_.Probability(ClassOf(TurnClassOf(turn), gap), age_s, horizon_s);
 }
+
+// ---- lists -----------------------------------------------------------------------
+
+void NextUsePolicy::MarkHead(uint32_t use_class) {
+  if (marked_[use_class]) return;
+  marked_[use_class] = true;
+  changed_.push_back(static_cast<uint16_t>(use_class));
+}
+
+void NextUsePolicy::Push(uint32_t use_class, ChunkIndex chunk) {
+  if (lists_[use_class].count == 0) MarkHead(use_class);
+  links_.PushNewest(lists_[use_class], chunk);
+}
+
+void NextUsePolicy::Unlink(uint32_t use_class, ChunkIndex chunk) {
+  if (lists_[use_class].oldest == chunk) MarkHead(use_class);
+  links_.Unlink(lists_[use_class], chunk);
+}
+
+void NextUsePolicy::MoveToNewest(uint32_t use_class, ChunkIndex chunk) {
+  if (lists_[use_class].oldest == chunk) MarkHead(use_class);
+  links_.MoveToNewest(lists_[use_class], chunk);
+}
+
+// A tournament of the classes' heads: node n is won by the lesser of 2n and 2n + 1, the leaves are
+// the classes.
+void NextUsePolicy::SetHead(uint32_t use_class, ChunkIndex chunk) {
+  heads_[use_class] = chunk;
+  head_values_[use_class] = ValueOf(use_class, chunk);
+  for (uint32_t node = (kLeaves + use_class) / 2; node > 0; node /= 2) {
+    const auto winner = [&](uint32_t child) {
+      return child >= kLeaves ? static_cast<uint16_t>(child - kLeaves) : winners_[child];
+    };
+    const uint16_t left = winner(2 * node);
+    const uint16_t right = winner(2 * node + 1);
+    winners_[node] = head_values_[right] < head_values_[left] ? right : left;
+  }
+}
+
+// Most decisions come in a row at one time: only what has changed is valued again.
+void NextUsePolicy::RefreshHeads() {
+  if (heads_ns_ != now_ns_) {
+    heads_ns_ = now_ns_;
+    for (uint32_t c = 0; c < kClasses; ++c) {
+      if (lists_[c].count > 0) MarkHead(c);
+    }
+  }
+  for (const uint16_t c : changed_) {
+    SetHead(c, lists_[c].oldest);
+    marked_[c] = false;
+  }
+  changed_.clear();
+}
+
+// ---- deciding --------------------------------------------------------------------
 
 void NextUsePolicy::RefreshValues() {
-  for (uint32_t c = 0; c < kClasses; ++c) {
-    for (uint32_t age = 0; age < kAges; ++age) {
-      const Outlook outlook = OutlookOf(c, AgeBegins()[age], horizon_s_);
-      values_[c][age] = static_cast<float>(outlook.probability / std::max(outlook.mean_s, 1e-6));
-    }
-  }
+  values_.resize(kClasses);
+  heads_ns_ = kNever;
+  hazards_.Settle();
+  for (uint32_t c = 0; c < kClasses; ++c) hazards_.Values(c, &values_[c]);
+}
+
+float NextUsePolicy::ValueOf(uint32_t use_class, ChunkIndex chunk) const {
+  if (chunk == kNoChunk) return std::numeric_limits<float>::infinity();
+  return values_[use_class][UseHazards::AgeOf(AgeSeconds(states_[chunk]))];
 }
 
 ChunkIndex NextUsePolicy::FindVictim(const std::function<bool(ChunkIndex)>& accept,
                                      uint32_t limit) {
   if ((decisions_ & (decisions_ - 1)) == 0 || decisions_ % kRefreshEvery == 0) RefreshValues();
   ++decisions_;
-  // Where each class's list has been shown to.
-  std::array<ChunkIndex, kClasses> next;
-  for (uint32_t c = 0; c < kClasses; ++c) next[c] = lists_[c].oldest;
-  const auto age_of = [this](ChunkIndex chunk) {
-    return static_cast<double>(now_ns_ - states_[chunk].last_use_ns) * 1e-9;
-  };
+  RefreshHeads();
   for (uint32_t shown = 0; shown < limit; ++shown) {
-    uint32_t best = kClasses;
-    float least = std::numeric_limits<float>::infinity();
-    for (uint32_t c = 0; c < kClasses; ++c) {
-      if (next[c] == kNoChunk) continue;
-      const float value = values_[c][AgeOf(age_of(next[c]))];
-      if (value < least) {
-        least = value;
-        best = c;
-      }
-    }
-    if (best == kClasses) return kNoChunk;
-    const ChunkIndex chunk = next[best];
-    if (accept(chunk)) {
-      horizon_s_ += kHorizonGain * (std::max(1.0, age_of(chunk)) - horizon_s_);
-      return chunk;
-    }
-    next[best] = links_.Newer(chunk);
+    const uint32_t c = winners_[1];
+    const ChunkIndex chunk = heads_[c];
+    if (chunk == kNoChunk) return kNoChunk;
+    if (accept(chunk)) return chunk;
+    SetHead(c, links_.Newer(chunk));
+    MarkHead(c);  // which is not the oldest
   }
   return kNoChunk;
 }

@@ -1,17 +1,22 @@
-// next_use: evicts what is least likely to be used within the time that chunks stay in the tier.
+// next_use: evicts what gives the fewest uses for the time that it is expected to stay, learned
+// online.
 //
-// Chunks are put into classes by the turn that used them last: its number in the session (where
-// that is not known, how often the chunk was used), how long its context was and how it ended;
-// tails are a class of their own. For every class the policy learns online, of a sample of the
-// chunks, how often a chunk that has not been used for a given time is used in the next stretch of
-// time: hazard by age, ages in steps that grow by a half, old experience fading. Chunks that left
-// the tier go on being observed as long as their index means the same chunk, so that what is
-// learned does not depend on what was kept.
+// Chunks are in classes by what is known of their last use: how the turn ended, its number in the
+// session, how long its context was and how much of that was new, and how long before that the
+// chunk had been used. Tails, which the next turn replaces, are a class of their own. For every
+// class the policy learns, of a sample of the chunks, how often a chunk that has not been used for
+// a given age is used in the next stretch of time (use_hazards.h); old experience fades.
 //
-// In a class the least recently used goes first; among the classes' oldest the one that gives the
-// fewest uses for the time it is expected to stay: its probability of use within the horizon ÷ the
-// mean time until that use or the horizon, which is the mean age of victims. So a decision looks at
-// one chunk a class. 34 bytes a chunk.
+// A chunk of age a in class c is worth the best rate of uses that keeping it can give,
+// max over horizons t of P(use before t | a) / E[min(time to use, t) | a], the index of a stopping
+// problem (Gittins 1979). In a class the least recently used stands for all, and of these the
+// least worth goes. A newcomer of a class that is worth less than all that is kept is the
+// first to go itself, so that what is used once passes through without doing harm.
+//
+// Samples are taken by chunk, those of a hash below a threshold that falls as they become many
+// (Waldspurger et al., FAST 2015), so that memory and work are bounded however long chunks
+// live. Chunks that left the tier go on being observed as long as their index means the same
+// chunk, so that what is learned does not depend on what was kept. 24 bytes a chunk.
 //
 // Thread-compatible.
 #pragma once
@@ -25,11 +30,16 @@
 
 #include "store/chunk_list.h"
 #include "store/policy.h"
+#include "store/use_hazards.h"
 
 namespace turnkeep {
 
 class NextUsePolicy final : public EvictionPolicy {
  public:
+  NextUsePolicy() {
+    heads_.fill(kNoChunk);
+    head_values_.fill(std::numeric_limits<float>::infinity());
+  }
   std::string_view name() const override { return "next_use"; }
   void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) override;
   void Touch(ChunkIndex chunk, int64_t now_ns) override;
@@ -37,66 +47,80 @@ class NextUsePolicy final : public EvictionPolicy {
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override;
   ChunkIndex FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) override;
 
-  // The learned probability that a chunk of this kind, unused for `age_s`, is used within the
-  // next `horizon_s`. For tests and explanations.
-  double UseProbability(const TurnInfo& turn, double age_s, double horizon_s) const;
+  // The learned probability that a chunk that such a turn used, `gap_s` after the use before (0:
+  // there was none) and `age_s` ago, is used within the next `horizon_s`. For tests and
+  // explanations.
+  double UseProbability(const TurnInfo& turn, double gap_s, double age_s, double horizon_s) const;
 
  private:
-  static constexpr uint32_t kTurnClasses = 6;  // 1, 2, 3, 4, 5 to 8, more
-  static constexpr uint32_t kContextClasses = 3;
-  static constexpr uint32_t kTailClass = kTurnClasses * kContextClasses * kStopReasons;
+  // Classes: by the turn and by the chunk's last gap, and the tails.
+  static constexpr uint32_t kTurns = 3;   // first or not known, to the fourth, later
+  static constexpr uint32_t kShares = 3;  // new tokens: more than half or not known, than 1/8, less
+  static constexpr uint32_t kContexts = 3;  // below 2 Ki tokens or not known, below 16 Ki, longer
+  static constexpr uint32_t kTurnClasses = kTurns * kShares * kContexts * kStopReasons;
+  static constexpr uint32_t kGaps = 5;  // none, below 15 s, a minute, four minutes, longer
+  static constexpr uint32_t kTailClass = kTurnClasses * kGaps;
   static constexpr uint32_t kClasses = kTailClass + 1;
-  static constexpr uint32_t kAllClasses = kClasses;  // but tails
-  static constexpr uint32_t kAges = 40;              // steps of age
+  static constexpr uint32_t kAges = UseHazards::kAges;
 
   struct State {
     int64_t last_use_ns = kNever;
-    uint32_t uses = 0;
-    uint8_t use_class = 0;
-    TurnInfo turn;
+    uint16_t turn_class = 0;  // kTurnClasses: a tail
+    uint16_t use_class = 0;
+    uint8_t gap = 0;
   };
+  static_assert(sizeof(State) == 16);
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::min();
-  // What was seen of a class at an age: chunks that reached it unused, and those used in it.
-  struct Experience {
-    double reached = 0;
-    double used = 0;
-  };
   struct Sample {
     ChunkIndex chunk;
     int64_t time_ns;
   };
 
-  static uint32_t ClassOf(const TurnInfo& turn, uint32_t uses);
-  void SetClass(ChunkIndex chunk);
-  static uint32_t AgeOf(double age_s);
-  static const std::array<double, kAges + 1>& AgeBegins();  // seconds
+  static uint32_t TurnClassOf(const TurnInfo& turn);
+  static uint32_t GapOf(double gap_s);
+  static uint32_t ClassOf(uint32_t turn_class, uint32_t gap);
+  void SetClass(ChunkIndex chunk, State& state);
   State& At(ChunkIndex chunk);
-  void Use(ChunkIndex chunk, int64_t now_ns);
-  void Observe(ChunkIndex chunk, const State& before, int64_t now_ns);
-  void AdvanceSamples(int64_t now_ns);
-  void Fade();
-  double Hazard(uint32_t use_class, uint32_t age) const;
-  // Of a use within the horizon, and the mean time until it or the horizon.
-  struct Outlook {
-    double probability = 0;
-    double mean_s = 0;
-  };
-  Outlook OutlookOf(uint32_t use_class, double age_s, double horizon_s) const;
+  void Use(ChunkIndex chunk, State& state, int64_t now_ns);
+  void Observe(ChunkIndex chunk, State& state, int64_t now_ns);
+  bool Sampled(ChunkIndex chunk) const;
+  void TakeSample(ChunkIndex chunk, int64_t now_ns);
+  void AdvanceSamples();
+  void ThinSamples();
   void RefreshValues();
+  void RefreshHeads();
+  void SetHead(uint32_t use_class, ChunkIndex chunk);
+  void MarkHead(uint32_t use_class);
+  void Push(uint32_t use_class, ChunkIndex chunk);
+  void Unlink(uint32_t use_class, ChunkIndex chunk);
+  void MoveToNewest(uint32_t use_class, ChunkIndex chunk);
+  float ValueOf(uint32_t use_class, ChunkIndex chunk) const;
+  double AgeSeconds(const State& state) const;
 
   ChunkLinks links_;
   std::array<ChunkLinks::List, kClasses> lists_;
   std::vector<State> states_;
   int64_t now_ns_ = 0;
 
-  std::array<std::array<Experience, kAges>, kClasses + 1> experience_{};  // kAllClasses last
-  std::deque<Sample> samples_;
-  uint64_t first_sample_ = 0;              // number of samples_.front()
-  std::array<uint64_t, kAges> reached_{};  // samples before this number have passed the age
+  UseHazards hazards_{kClasses};
+  // By the age that its samples have reached last; oldest first.
+  std::array<std::deque<Sample>, kAges> samples_;
+  uint64_t sample_count_ = 0;
+  uint32_t sample_threshold_ = 0xFFFFFFFFu / 4;  // of the hash
   uint64_t sampled_ = 0;
-  double horizon_s_ = 60;
-  std::array<std::array<float, kAges>, kClasses> values_{};  // uses a second by class and age
+
+  std::vector<std::array<float, kAges>> values_;  // uses a second, by class and age
   uint32_t decisions_ = 0;
+  // Each class's least recently used, as it was shown last, and what it was worth at heads_ns_;
+  // infinity where there is none.
+  static constexpr uint32_t kLeaves = 1024;
+  static_assert(kClasses <= kLeaves);
+  std::array<ChunkIndex, kClasses> heads_;
+  std::array<float, kLeaves> head_values_;
+  std::array<uint16_t, kLeaves> winners_{};
+  std::array<bool, kClasses> marked_{};  // heads that have changed
+  std::vector<uint16_t> changed_;
+  int64_t heads_ns_ = kNever;
 };
 
 }  // namespace turnkeep

@@ -77,6 +77,7 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       disk_policy_->Touch(event.chunk, event.now_ns);
       break;
     case Kind::kTurnEnded:
+      if (event.turn.is_use) NoteUse(event.chunk, /*used=*/true);
       host_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       disk_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       break;

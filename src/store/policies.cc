@@ -45,8 +45,8 @@ void S3FifoPolicy::Insert(ChunkIndex chunk, uint64_t, int64_t) {
   links_.PushNewest(state.in_main ? main_ : small_, chunk);
 }
 
-void S3FifoPolicy::Touch(ChunkIndex chunk, int64_t) {
-  if (links_.Contains(chunk) && states_[chunk].uses < 3) ++states_[chunk].uses;
+void S3FifoPolicy::Touch(ChunkIndex chunk, int64_t now_ns) {
+  if (now_ns > 0 && links_.Contains(chunk) && states_[chunk].uses < 3) ++states_[chunk].uses;
 }
 
 void S3FifoPolicy::Remove(ChunkIndex chunk) {

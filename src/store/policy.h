@@ -41,10 +41,15 @@ inline constexpr size_t kStopReasons = 4;
 
 // The turn that used a chunk last.
 struct TurnInfo {
+  static constexpr uint64_t kUnknownTokens = std::numeric_limits<uint64_t>::max();
+
   StopReason stop = StopReason::kUnknown;
-  uint32_t number = 0;          // of the session's turns, from 1; 0: not known
-  uint64_t context_tokens = 0;  // that it had; 0: not known
-  bool tail = false;  // the chunk is a partly filled last one, which the next turn replaces
+  uint32_t number = 0;                   // of the session's turns, from 1; 0: not known
+  uint64_t context_tokens = 0;           // that it had; 0: not known
+  uint64_t new_tokens = kUnknownTokens;  // of these, that no turn had before
+  uint32_t tenant = 0;
+  bool is_use = false;  // NoteTurn tells of the use itself: no Touch comes beside it
+  bool tail = false;    // the chunk is a partly filled last one, which the next turn replaces
 };
 
 class EvictionPolicy {

@@ -203,8 +203,8 @@ TEST(Policy, NextUseLearnsWhoComesBack) {
     now += kSecond;
     for (ChunkIndex c = 0; c < 400; ++c) policy.Touch(c, now);
   }
-  EXPECT_GT(policy.UseProbability({.number = 200}, 0.5, 2), 0.9);
-  EXPECT_LT(policy.UseProbability({.number = 1}, 100, 50), 0.05);
+  EXPECT_GT(policy.UseProbability({}, 1, 0.5, 2), 0.9);
+  EXPECT_LT(policy.UseProbability({}, 0, 100, 50), 0.05);
   for (const ChunkIndex c : Drain(policy)) {
     EXPECT_GE(c, 400u);
     if (c >= 3600) break;
@@ -231,8 +231,8 @@ TEST(Policy, NextUseLearnsFromStopReasons) {
       due.erase(due.begin());
     }
   }
-  EXPECT_GT(policy.UseProbability({StopReason::kToolUse, 1}, 1, 10), 0.8);
-  EXPECT_LT(policy.UseProbability({StopReason::kEndTurn, 1}, 1, 10), 0.1);
+  EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 0, 1, 10), 0.8);
+  EXPECT_LT(policy.UseProbability({StopReason::kEndTurn}, 0, 1, 10), 0.1);
 }
 
 TEST(Policy, AnUnknownNameGetsTheListOfNames) {

@@ -102,7 +102,7 @@ TEST(ReplaySimulator, ABlockAfterAMissingOneIsNoHit) {
   const auto cache = Cache::Create({.host_bytes = 100 * kBlockBytes});
   ASSERT_TRUE(cache.ok());
   const auto runs = trace.RunsOf(trace.requests[0]);
-  (*cache)->Use(runs, 0, kBlockBytes, 0);
+  (*cache)->Use(runs, 0, kBlockBytes, {}, 0);
   EXPECT_EQ((*cache)->Find(runs).blocks(), 5u);
   (*cache)->Forget(runs[0].first + 2, 1);
   EXPECT_EQ((*cache)->Find(runs).blocks(), 2u);

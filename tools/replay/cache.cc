@@ -16,6 +16,7 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
   placement.high_watermark = options.high_watermark;
   placement.low_watermark = options.low_watermark;
   placement.write_through = options.write_through;
+  cache->learns_ = options.policy == "next_use";
   cache->placement_ = std::make_unique<Placement>(placement, std::move(host), std::move(disk));
   return cache;
 }
@@ -80,7 +81,7 @@ void Cache::Bring(uint32_t block, uint64_t bytes, int64_t now_ns) {
 }
 
 void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
-                int64_t now_ns) {
+                const TurnInfo& turn, int64_t now_ns) {
   uint64_t total = 0;
   for (const BlockRun& run : runs) total += run.count;
   const auto each_backwards = [&](uint64_t end, const auto& visit) {
@@ -93,32 +94,28 @@ void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_b
     }
   };
   // What was found must not make room for what was not: used first, so that it is newer,
-  // and once more after it, so that parents stay newer than children.
-  if (found < total) {
-    each_backwards(found, [&](uint64_t, uint32_t block) {
-      Handle(Kind::kTouched, block, block_bytes, now_ns);
-    });
-  }
+  // and once more after it, so that parents stay newer than children. Who learns from turns is
+  // told of all blocks before any has to go for them.
+  TurnInfo info = turn;
+  info.is_use = true;
+  each_backwards(learns_ ? total : found, [&](uint64_t, uint32_t block) {
+    if (!learns_) return Handle(Kind::kTouched, block, block_bytes, now_ns);
+    placement_->Handle({.kind = Kind::kTurnEnded, .chunk = block, .now_ns = now_ns, .turn = info},
+                       &actions_);
+    info.tail = false;
+  });
+  bool all_in_host = true;
+  each_backwards(total, [&](uint64_t, uint32_t block) {
+    all_in_host = all_in_host && placement_->InHost(block);
+  });
+  if (all_in_host) return;
   each_backwards(total, [&](uint64_t, uint32_t block) {
     if (placement_->InHost(block)) {
-      Handle(Kind::kTouched, block, block_bytes, now_ns);
+      Handle(Kind::kTouched, block, block_bytes, 0);
     } else {
       Bring(block, block_bytes, now_ns);
     }
   });
-}
-
-void Cache::NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial_tail,
-                     int64_t now_ns) {
-  turn.tail = partial_tail;
-  for (size_t i = runs.size(); i-- > 0;) {
-    for (uint32_t j = runs[i].count; j-- > 0;) {
-      placement_->Handle(
-          {.kind = Kind::kTurnEnded, .chunk = runs[i].first + j, .now_ns = now_ns, .turn = turn},
-          &actions_);
-      turn.tail = false;
-    }
-  }
 }
 
 void Cache::Expect(const BlockRun& run, int64_t next_use) {

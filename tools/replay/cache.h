@@ -54,11 +54,9 @@ class Cache {
 
   // A prompt whose first `found` blocks were found is in use: those on disk come to the
   // host tier, the others are saved there. Blocks of `block_bytes`, a multiple
-  // of kBlockBytes.
-  void Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes, int64_t now_ns);
-  // The turn that used the prompt last; `partial_tail`: its last block is partly filled. Call
-  // after Use.
-  void NoteTurn(std::span<const BlockRun> runs, TurnInfo turn, bool partial_tail, int64_t now_ns);
+  // of kBlockBytes. `turn.tail`: the last block is partly filled.
+  void Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
+           const TurnInfo& turn, int64_t now_ns);
   // The soonest known use of blocks; see EvictionPolicy::Expect.
   void Expect(const BlockRun& run, int64_t next_use);
   // What of a prompt would have to be read from disk, up to its first missing block.
@@ -82,6 +80,7 @@ class Cache {
 
   const CacheOptions options_;
   std::unique_ptr<Placement> placement_;
+  bool learns_ = false;  // the policy is told of turns
   std::vector<PlacementAction> actions_;
   std::vector<uint64_t> bytes_of_;  // by block
   uint64_t disk_written_bytes_ = 0;

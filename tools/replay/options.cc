@@ -207,6 +207,8 @@ constexpr OptionSpec kSpecs[] = {
      [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->warmup); }},
     {"decline", "on|off", "Leave a restore that takes longer than prefill",
      [](Text v, Options* o) { return SetSwitch(v, &o->decline); }},
+    {"stop-reasons", "on|off", "Whether the policy is told why a turn ended",
+     [](Text v, Options* o) { return SetSwitch(v, &o->stop_reasons); }},
     {"gpu-price", "USD", "A GPU an hour",
      [](Text v, Options* o) { return SetNonNegative(v, &o->prices.gpu_hour); }},
     {"dram-price", "USD", "A GB of host memory an hour",

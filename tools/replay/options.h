@@ -56,6 +56,7 @@ struct Options {
   uint32_t batch = 24;
   uint64_t warmup = 0;
   bool decline = true;
+  bool stop_reasons = true;
   Prices prices;
   RealOptions real;  // its run name is made
 };

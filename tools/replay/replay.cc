@@ -97,6 +97,7 @@ absl::StatusOr<Result> Prepare(const Trace& trace, const Options& options,
   simulator->lookahead = options.lookahead;
   simulator->warmup = options.warmup;
   simulator->decline = options.decline;
+  simulator->stop_reasons = options.stop_reasons;
   return result;
 }
 

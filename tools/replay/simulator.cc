@@ -18,7 +18,11 @@ constexpr uint64_t kProgressStep = 64;
 class Simulation {
  public:
   Simulation(const Trace& trace, const SimulatorOptions& options, Cache* cache)
-      : trace_(trace), options_(options), model_(options.model), cache_(*cache) {
+      : trace_(trace),
+        options_(options),
+        model_(options.model),
+        cache_(*cache),
+        seen_(trace.block_count) {
     for (uint32_t i = 0; i < trace.requests.size(); ++i) {
       if (!trace.closed_loop || trace.requests[i].turn == 0) {
         arrivals_.push({trace.requests[i].time_s, i});
@@ -185,11 +189,10 @@ class Simulation {
     if (trace_.whole_sessions) {
       UseSession(request, runs, found.blocks(), now_ns);
     } else {
-      cache_.Use(runs, found.blocks(), options_.block_bytes, now_ns);
+      cache_.Use(runs, found.blocks(), options_.block_bytes, TurnOf(request, runs), now_ns);
     }
     if (trace_ahead_) trace_ahead_->After(index);
     if (queue_ahead_) queue_ahead_->Served(index);
-    cache_.NoteTurn(runs, TurnOf(request), HasPartialTail(request), now_ns);
     return plan.ttft_s;
   }
 
@@ -200,10 +203,20 @@ class Simulation {
     return found.ok() ? *found : Found{};
   }
 
-  static TurnInfo TurnOf(const TraceRequest& request) {
-    return {.stop = static_cast<turnkeep::StopReason>(request.stop),
+  TurnInfo TurnOf(const TraceRequest& request, std::span<const BlockRun> runs) {
+    uint64_t fresh = 0;
+    for (const BlockRun& run : runs) {
+      for (uint32_t i = 0; i < run.count; ++i) {
+        fresh += seen_[run.first + i] ? 0 : 1;
+        seen_[run.first + i] = true;
+      }
+    }
+    return {.stop = options_.stop_reasons ? static_cast<turnkeep::StopReason>(request.stop)
+                                          : turnkeep::StopReason::kUnknown,
             .number = request.turn + 1,
-            .context_tokens = request.input_tokens};
+            .context_tokens = request.input_tokens,
+            .new_tokens = fresh * trace_.block_tokens,
+            .tail = HasPartialTail(request)};
   }
   // Whether the prompt does not fill its last block.
   bool HasPartialTail(const TraceRequest& request) const {
@@ -217,7 +230,7 @@ class Simulation {
     const uint64_t tokens = uint64_t{request.input_tokens} + request.output_tokens;
     const uint64_t bytes = RoundUp(tokens * model_.kv_bytes_per_token, kBlockBytes);
     if (found > 0) cache_.Forget(runs[0].first, now_ns);
-    cache_.Use(runs, 0, std::max(bytes, kBlockBytes), now_ns);
+    cache_.Use(runs, 0, std::max(bytes, kBlockBytes), TurnOf(request, runs), now_ns);
   }
 
   RestorePlan Plan(const TraceRequest& request, const Found& found) const {
@@ -275,6 +288,7 @@ class Simulation {
   const SimulatorOptions& options_;
   const Model& model_;
   Cache& cache_;
+  std::vector<bool> seen_;  // by block: some request had it
   Metrics metrics_;
   std::priority_queue<Arrival, std::vector<Arrival>, std::greater<>> arrivals_;
   std::deque<Arrival> waiting_;

@@ -50,6 +50,7 @@ struct SimulatorOptions {
   uint64_t lookahead = 0;  // requests of the future that the policy is told
   uint64_t warmup = 0;     // requests that are served but not counted
   bool decline = true;
+  bool stop_reasons = true;  // told to the policy
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
 

@@ -182,6 +182,7 @@ void AddBenchCommands(CommandLine& line) {
   AddBenchAttentionCommand(line, group);
   AddBenchGatherCommand(line, group);
   AddBenchOverlapCommand(line, group);
+  AddBenchPolicyCommand(line, group);
   CLI::App* command =
       line.AddTo(group, "store",
                  "Bandwidths, latencies, write amplification and memory of the store, each with\n"

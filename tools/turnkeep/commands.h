@@ -42,6 +42,7 @@ void AddFileCommands(CommandLine& line);     // export, import    commands_file.
 void AddBenchCommands(CommandLine& line);    // bench store       command_bench.cc
 void AddBenchAttentionCommand(CommandLine& line, CLI::App* group);  // command_bench_attention.cc
 void AddBenchGatherCommand(CommandLine& line, CLI::App* group);     // command_bench_gather.cc
+void AddBenchPolicyCommand(CommandLine& line, CLI::App* group);     // command_bench_policy.cc
 void AddReplayCommand(CommandLine& line);  // replay            command_replay.cc
 void AddBenchOverlapCommand(CommandLine& line, CLI::App* group);  // command_bench_overlap.cc
 void AddCompletionCommand(CommandLine& line);  // completion        command_completion.cc

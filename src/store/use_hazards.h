@@ -1,0 +1,49 @@
+// Hazards by class and age: of the chunks of a class that reach an age unused, how many are used in
+// its step. Ages are in steps that grow by a half.
+//
+// Of what little is known of a class it is believed to be like all classes times one ratio
+// (proportional hazards, Cox 1972): its uses to those that the hazards of all would have given it.
+//
+// Thread-compatible; deterministic.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace turnkeep {
+
+class UseHazards {
+ public:
+  static constexpr uint32_t kAges = 40;
+  // The last class is apart: nothing is concluded from it for the others.
+  explicit UseHazards(uint32_t class_count);
+
+  static uint32_t AgeOf(double age_s);
+  static double BeginOf(uint32_t age);  // seconds; of kAges: the end
+
+  void Reached(uint32_t use_class, uint32_t age);
+  void Used(uint32_t use_class, uint32_t age);
+  void Fade();  // halves all experience
+
+  // Makes the ratios anew.
+  void Settle();
+  double Hazard(uint32_t use_class, uint32_t age) const;
+  // Of a use within the horizon.
+  double Probability(uint32_t use_class, double age_s, double horizon_s) const;
+  // The best rate of uses over any horizon, by age.
+  void Values(uint32_t use_class, std::array<float, kAges>* values) const;
+
+ private:
+  struct Experience {
+    float reached = 0;
+    float used = 0;
+  };
+  using ByAge = std::array<Experience, kAges>;
+  std::vector<ByAge> classes_;
+  std::vector<float> ratios_;  // of a class's hazards to those of all, as of Settle
+  ByAge all_{};
+  std::array<float, kAges> of_all_;  // hazards, as of Settle
+};
+
+}  // namespace turnkeep
