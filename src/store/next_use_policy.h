@@ -14,7 +14,7 @@
 // first to go itself, so that what is used once passes through without doing harm.
 //
 // Samples are taken by chunk, those of a hash below a threshold that falls as they become many
-// (Waldspurger et al., FAST 2015), so that memory and work are bounded however long chunks
+// (Waldspurger et al. 2015), so that memory and work are bounded however long chunks
 // live. Chunks that left the tier go on being observed as long as their index means the same
 // chunk, so that what is learned does not depend on what was kept. 24 bytes a chunk.
 //
