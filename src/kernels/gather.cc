@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include <hwy/cache_control.h>
+
 #include "core/check.h"
 #include "kernels/stream_rows.h"
 #include "kernels/transpose.h"
@@ -120,14 +122,43 @@ void MoveHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint3
   }
 }
 
+// Tokens that are rearranged at once, between which the next head is asked for.
+constexpr uint32_t kStepTokens = 8;
+
+// Asks for lines of a source, a few at a time: no prefetcher follows heads and blocks, and many at
+// once wait for one another.
+class Ahead {
+ public:
+  Ahead(const std::byte* from, uint64_t stride, uint32_t rows, uint64_t row_bytes)
+      : from_(from), stride_(stride), rows_(rows), row_bytes_(row_bytes) {}
+  void Step(uint32_t lines) {
+    for (; lines > 0 && row_ < rows_; --lines) {
+      hwy::Prefetch(from_ + row_ * stride_ + at_);
+      at_ += 64;
+      if (at_ < row_bytes_) continue;
+      at_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  const std::byte* from_;
+  uint64_t stride_;
+  uint32_t rows_;
+  uint64_t row_bytes_;
+  uint32_t row_ = 0;
+  uint64_t at_ = 0;
+};
+
 // MoveHead with streaming stores; false where that cannot be: the destination must be whole cache
 // lines. A head's part of a page, if it is not rows, is rearranged into `staging` first.
 template <bool kToDense>
 bool StreamHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uint32_t tokens,
-                std::byte* staging) {
+                std::byte* staging, Ahead& ahead) {
   const uint64_t row_bytes = uint64_t{plane.dim} * plane.element_bytes;
   const uint64_t dense_token = plane.heads * row_bytes;
   const uint64_t token_bytes = plane.token_stride * plane.element_bytes;
+  const auto step_lines = static_cast<uint32_t>(kStepTokens * row_bytes / 64);
   const bool rows = plane.RowsAreDense();
   if constexpr (kToDense) {
     if (!CanStreamRows(dense, dense_token, row_bytes)) return false;
@@ -140,7 +171,11 @@ bool StreamHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uin
     alone.heads = 1;
     for (uint32_t t = 0; t < tokens; t += kTileTokens) {
       const uint32_t count = std::min(kTileTokens, tokens - t);
-      MoveHead<true>(alone, paged + t * token_bytes, staging, count);
+      for (uint32_t i = 0; i < count; i += kStepTokens) {
+        ahead.Step(step_lines);
+        MoveHead<true>(alone, paged + (t + i) * token_bytes, staging + i * row_bytes,
+                       std::min(kStepTokens, count - i));
+      }
       StreamRows(staging, row_bytes, count, row_bytes, dense + t * dense_token, dense_token);
     }
     return true;
@@ -154,10 +189,11 @@ bool StreamHead(const PagedPlane& plane, std::byte* paged, std::byte* dense, uin
   const uint64_t bytes = tokens * row_bytes;
   if (tokens != plane.page_tokens || bytes > kStagingBytes || !CanStreamRows(paged, bytes, bytes))
     return false;
-  for (uint32_t t = 0; t < tokens; t += kTileTokens) {
+  for (uint32_t t = 0; t < tokens; t += kStepTokens) {
+    ahead.Step(step_lines);
     // Tokens of all heads lie between those of one: it is moved as one of them.
     MoveHead<false>(plane, staging + t * token_bytes, dense + t * dense_token,
-                    std::min(kTileTokens, tokens - t));
+                    std::min(kStepTokens, tokens - t));
   }
   StreamRows(staging, bytes, 1, bytes, paged, bytes);
   return true;
@@ -183,7 +219,11 @@ void Move(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
     for (uint32_t head = 0; head < plane.heads; ++head) {
       std::byte* const from = paged + head * plane.head_stride * plane.element_bytes;
       std::byte* const row = to + head * row_bytes;
-      if (stream && StreamHead<kToDense>(plane, from, row, count, staging)) continue;
+      const uint32_t next = head + 1 < plane.heads ? 1 : 0;
+      const std::byte* const next_paged = from + next * plane.head_stride * plane.element_bytes;
+      Ahead ahead = kToDense ? Ahead(next_paged, 0, next, plane.page_tokens * row_bytes)
+                             : Ahead(row + next * row_bytes, dense_token, next * count, row_bytes);
+      if (stream && StreamHead<kToDense>(plane, from, row, count, staging, ahead)) continue;
       MoveHead<kToDense>(plane, from, row, count);
     }
   });
