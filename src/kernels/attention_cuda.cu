@@ -193,8 +193,9 @@ __global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint3
     for (int r = 0; r < kRows && !kApply; ++r) {
       if (p.scores != nullptr && lane == 0 && first < unit.token_count &&
           work.first_row + r < row_count)
-        *reinterpret_cast<float4*>(RowScores(p, unit, kv_head, work.first_row + r) + first) =
-            make_float4(scores[r][0], scores[r][1], scores[r][2], scores[r][3]);
+        // By name, for the compiler would store the four one by one.
+        __stcg(reinterpret_cast<float4*>(RowScores(p, unit, kv_head, work.first_row + r) + first),
+               make_float4(scores[r][0], scores[r][1], scores[r][2], scores[r][3]));
       float largest = max_score[r];
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) largest = fmaxf(largest, scores[r][t]);

@@ -93,6 +93,10 @@ template <class T>
 T __ldg(const T* from) {
   return *from;
 }
+template <class T>
+void __stcg(T* to, T value) {
+  *to = value;
+}
 inline float __uint_as_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
