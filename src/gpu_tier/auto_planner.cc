@@ -15,6 +15,9 @@ namespace {
 // other things too, and a shape that gains little may lose as much.
 constexpr double kGain = 0.93;
 
+// What planning takes itself, nanoseconds a node or sequence; sharing must gain twice as much.
+constexpr double kPlanning = 500;
+
 class CostModel {
  public:
   CostModel(const PrefixForest& forest, const AttentionPlannerOptions& options)
@@ -78,6 +81,11 @@ class AutoPlanner final : public AttentionPlanner {
                       model.Unit(sequence.query_tokens);
     }
     double best = Decide(forest, order, model);
+    // All heads, on as many threads as target_tasks is eight times.
+    const double calls = options_.shape.kv_heads / std::max(1.0, options_.target_tasks / 8.0);
+    const double planning = kPlanning * static_cast<double>(order.nodes.size() + sequences.size());
+    if ((per_sequence - best) * calls < 2 * planning && per_sequence * calls < 50 * planning)
+      return PlanPerSequence(forest, options_, plan);
     // Flattening pays where nodes are small; it is not tried where few blocks would be mixed.
     const bool flatten = order.nodes.size() * options_.block_tokens > forest.UniqueTokens();
     if (!flatten && per_sequence * kGain < best) return PlanPerSequence(forest, options_, plan);

@@ -7,6 +7,7 @@
 #include "kernels/attention_cpu.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -122,13 +123,13 @@ void ConvertTile(D d, const TileRows<T>& from, size_t dim, float* HWY_RESTRICT t
 // Scores that are not to be seen become -inf.
 void HideTokens(const UnitTask& task, uint32_t first_row, uint32_t row_count, uint32_t begin,
                 uint32_t end, size_t stride, float* s) {
-  constexpr float kHidden = -std::numeric_limits<float>::infinity();
   if (task.EverybodySees(end)) return;
   for (uint32_t r = 0; r < row_count; ++r) {
-    const uint32_t query = (first_row + r) / task.group();
-    if (task.SeesAll(query, begin, end)) continue;
-    for (uint32_t t = begin; t < end; ++t)
-      if (!task.Sees(query, t)) s[(t - begin) * stride + r] = kHidden;
+    uint64_t hidden = task.Hidden((first_row + r) / task.group(), begin, end);
+    for (; hidden != 0; hidden &= hidden - 1) {
+      const auto t = static_cast<size_t>(std::countr_zero(hidden));
+      s[t * stride + r] = -std::numeric_limits<float>::infinity();
+    }
   }
 }
 

@@ -48,23 +48,28 @@ struct UnitTask {
   const std::byte* QueryOf(uint32_t row) const {
     return tensors->queries + TensorRow(row) * shape->head_dim * DTypeBytes(shape->dtype);
   }
-  // Whether query `query` of the unit sees all, or a given one, of its tokens.
-  bool SeesAll(uint32_t query, uint32_t /*begin*/, uint32_t end) const {
-    return unit->first_mask == AttentionPlan::kNoMask &&
-           plan->limits[unit->first_query + query] >= end;
-  }
   bool EverybodySees(uint32_t end) const { return end <= seen_by_all; }
   uint32_t CountSeenByAll() const {
     if (unit->first_mask != AttentionPlan::kNoMask || unit->query_count == 0) return 0;
     const uint32_t* const limits = &plan->limits[unit->first_query];
     return *std::min_element(limits, limits + unit->query_count);
   }
-  bool Sees(uint32_t query, uint32_t token) const {
-    if (token >= plan->limits[unit->first_query + query]) return false;
-    if (unit->first_mask == AttentionPlan::kNoMask) return true;
-    const uint64_t words = AttentionPlan::MaskWords(unit->token_count);
-    const uint64_t word = plan->masks[unit->first_mask + query * words + token / 64];
-    return ((word >> (token % 64)) & 1) != 0;
+  // Of tokens [begin, end), at most a tile, those that query `query` of the unit does not see: bit
+  // 0 is token `begin`.
+  uint64_t Hidden(uint32_t query, uint32_t begin, uint32_t end) const {
+    static_assert(kTileTokens < 64);
+    const uint32_t count = end - begin;
+    const uint32_t limit = std::max(plan->limits[unit->first_query + query], begin) - begin;
+    uint64_t seen = limit >= 64 ? ~uint64_t{0} : (uint64_t{1} << limit) - 1;
+    if (unit->first_mask != AttentionPlan::kNoMask) {
+      const uint64_t words = AttentionPlan::MaskWords(unit->token_count);
+      const uint64_t* const mask = &plan->masks[unit->first_mask + query * words + begin / 64];
+      const uint32_t shift = begin % 64;
+      uint64_t bits = mask[0] >> shift;
+      if (shift + count > 64) bits |= mask[1] << (64 - shift);
+      seen &= bits;
+    }
+    return ~seen & ((uint64_t{1} << count) - 1);
   }
 
   // Merged log-sum-exps of rows to base 2, for ApplyWeights; those that see nothing get no weight.
