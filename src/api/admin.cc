@@ -182,7 +182,7 @@ asio::awaitable<AdminAnswer> AdminImpl::AnswerTo(std::string method, std::string
   const std::string path = target.substr(0, question);
   const std::string query = target.substr(std::min(question + 1, target.size()));
   const bool known = path == "/healthz" || path == "/readyz" || path == "/metrics" ||
-                     path == "/v1/status" || path == "/v1/sessions";
+                     path == "/v1/status" || path == "/v1/sessions" || path == "/v1/activity";
   if (!known) co_return ErrorAnswer(404, fmt::format("no such path: {}", path));
   if (method != "GET" && method != "HEAD") {
     co_return ErrorAnswer(405, fmt::format("{}: this interface is read-only", method));
@@ -198,6 +198,10 @@ asio::awaitable<AdminAnswer> AdminImpl::AnswerTo(std::string method, std::string
   if (path == "/metrics") co_return co_await Metrics();
   if (path == "/v1/status") {
     auto work = [store] { return StatusAnswer(*store); };
+    co_return co_await OnWorker(work);
+  }
+  if (path == "/v1/activity") {
+    auto work = [store, query] { return ActivityAnswer(*store, query); };
     co_return co_await OnWorker(work);
   }
   auto work = [store, query] { return SessionsAnswer(*store, query); };

@@ -6,6 +6,7 @@
 //   /metrics       Prometheus text
 //   /v1/status     the store's status as JSON
 //   /v1/sessions   sessions as JSON; ?tenant=, ?prefix=, ?after=, ?limit= (paging by "next")
+//   /v1/activity   hinted queue, windows and last decisions; ?tenant=, ?after= (a number), ?limit=
 //
 // Whoever may open the socket sees every tenant; it is 0600 for that.
 #pragma once
@@ -38,6 +39,7 @@ struct AdminAnswer {
 AdminAnswer StatusAnswer(Store& store);
 // `query` is what follows the question mark.
 AdminAnswer SessionsAnswer(Store& store, const std::string& query);
+AdminAnswer ActivityAnswer(Store& store, const std::string& query);
 AdminAnswer ErrorAnswer(unsigned status, const std::string& message);
 
 }  // namespace turnkeep

@@ -113,7 +113,84 @@ absl::StatusOr<SessionsQuery> ParseSessionsQuery(const std::string& text) {
   return query;
 }
 
+struct ActivityQuery {
+  std::string tenant;
+  ActivityRequest request;
+};
+
+absl::StatusOr<ActivityQuery> ParseActivityQuery(const std::string& text) {
+  ActivityQuery query{.tenant = kDefaultTenant, .request = {}};
+  TK_ASSIGN_OR_RETURN(const auto parts, ParseQuery(text));
+  for (const auto& [key, value] : parts) {
+    if (key == "tenant") {
+      query.tenant = value;
+      continue;
+    }
+    if (key != "after" && key != "limit") return InvalidArgument("query: unknown key '{}'", key);
+    uint64_t number = 0;
+    const char* end = value.data() + value.size();
+    const auto [stop, error] = std::from_chars(value.data(), end, number);
+    if (error != std::errc() || stop != end || (key == "limit" && number > kMaxActivity)) {
+      return InvalidArgument("{}: '{}' is not a number, or above {}", key, value, kMaxActivity);
+    }
+    if (key == "after") query.request.after = number;
+    if (key == "limit") query.request.limit = static_cast<uint32_t>(number);
+  }
+  return query;
+}
+
+Json ActivityJson(const Activity& activity) {
+  Json expected = Json::array();
+  for (const ExpectedUse& use : activity.expected) {
+    expected.push_back({{"target", use.target},
+                        {"queued", use.queued},
+                        {"due_in_s", use.due_in_s},
+                        {"host_bytes", use.host_bytes},
+                        {"disk_bytes", use.disk_bytes},
+                        {"prefetching_bytes", use.prefetching_bytes}});
+  }
+  Json events = Json::array();
+  for (const ActivityEvent& event : activity.events) {
+    events.push_back({{"number", event.number},
+                      {"unix_s", event.unix_s},
+                      {"what", event.what},
+                      {"chunk", event.chunk},
+                      {"slot_bytes", event.slot_bytes},
+                      {"why", event.why}});
+  }
+  return {{"expected", expected},
+          {"expected_count", activity.expected_count},
+          {"fetch_window_bytes", activity.fetch_window_bytes},
+          {"prefetch_in_flight_bytes", activity.prefetch_in_flight_bytes},
+          {"prefetch_unused_bytes", activity.prefetch_unused_bytes},
+          {"prefetch_waiting_chunks", activity.prefetch_waiting_chunks},
+          {"eviction_window_bytes", activity.eviction_window_bytes},
+          {"events", events},
+          {"last_event", activity.last_event}};
+}
+
+// Its number; opening a tenant that does not exist would create it.
+absl::StatusOr<TenantNumber> ExistingTenant(Store& store, const std::string& tenant) {
+  const std::vector<std::string> tenants = store.ListTenants();
+  if (std::find(tenants.begin(), tenants.end(), tenant) == tenants.end()) {
+    return NotFound("tenant: '{}' does not exist", tenant);
+  }
+  return store.OpenTenant(tenant);
+}
+
+AdminAnswer TenantError(const absl::Status& status) {
+  return ErrorAnswer(absl::IsNotFound(status) ? 404 : 503, MessageOf(status));
+}
+
 }  // namespace
+
+AdminAnswer ActivityAnswer(Store& store, const std::string& text) {
+  const auto query = ParseActivityQuery(text);
+  if (!query.ok()) return ErrorAnswer(400, MessageOf(query.status()));
+  const auto number = ExistingTenant(store, query->tenant);
+  if (!number.ok()) return TenantError(number.status());
+  return {.body = Dump(ActivityJson(store.GetActivity(*number, query->request)))};
+}
 
 AdminAnswer ErrorAnswer(unsigned status, const std::string& message) {
   return {.status = status, .body = Dump({{"error", message}})};
@@ -143,13 +220,8 @@ AdminAnswer StatusAnswer(Store& store) {
 AdminAnswer SessionsAnswer(Store& store, const std::string& text) {
   const auto query = ParseSessionsQuery(text);
   if (!query.ok()) return ErrorAnswer(400, MessageOf(query.status()));
-  const std::vector<std::string> tenants = store.ListTenants();
-  // Opening a tenant that does not exist would create it.
-  if (std::find(tenants.begin(), tenants.end(), query->tenant) == tenants.end()) {
-    return ErrorAnswer(404, fmt::format("tenant: '{}' does not exist", query->tenant));
-  }
-  const auto number = store.OpenTenant(query->tenant);
-  if (!number.ok()) return ErrorAnswer(503, MessageOf(number.status()));
+  const auto number = ExistingTenant(store, query->tenant);
+  if (!number.ok()) return TenantError(number.status());
   const std::vector<SessionInfo> sessions = store.ListAllSessions(*number, query->list);
   Json list = Json::array();
   for (const SessionInfo& info : sessions) list.push_back(SessionJson(query->tenant, info));

@@ -88,6 +88,8 @@ class Client : public KvStore {
   absl::StatusOr<std::vector<SessionInfo>> ListSessions(const ListRequest& request) override;
   absl::StatusOr<SessionInfo> StatSession(const std::string& name) override;
   absl::StatusOr<SessionDetail> ShowSession(const std::string& name) override;
+  HintReply Hint(const HintRequest& request) override;
+  absl::StatusOr<Activity> GetActivity(const ActivityRequest& request) override;
   absl::StatusOr<Explanation> Explain(const ExplainRequest& request) override;
   absl::StatusOr<std::vector<TreeNode>> Tree(const TreeRequest& request) override;
   // Takes as long as it takes: no request_timeout.

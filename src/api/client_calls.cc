@@ -8,6 +8,11 @@
 
 namespace turnkeep {
 
+namespace {
+// Well below what a frame holds.
+constexpr size_t kMaxHintBytes = 16 << 20;
+}  // namespace
+
 absl::StatusOr<SessionInfo> Client::ForkSession(const ForkRequest& request) {
   wire::ForkRequest message;
   wire::ToWire(request, &message);
@@ -81,6 +86,33 @@ absl::StatusOr<SessionDetail> Client::ShowSession(const std::string& name) {
   wire::SessionRef message;
   message.set_session(name);
   TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::SessionDetail>(wire::SHOW, message));
+  return wire::FromWire(reply);
+}
+
+HintReply Client::Hint(const HintRequest& request) {
+  wire::HintRequest message;
+  wire::ToWire(request, &message);
+  if (message.ByteSizeLong() > kMaxHintBytes) {
+    return AnswerAll(
+        request, HintOutcome::kRejected,
+        fmt::format("a hint of {} bytes, the limit is {}", message.ByteSizeLong(), kMaxHintBytes));
+  }
+  const auto reply = impl_->Call<wire::HintReply>(wire::HINT, message);
+  if (!reply.ok()) return AnswerAll(request, HintOutcome::kRejected, MessageOf(reply.status()));
+  HintReply answers = wire::FromWire(*reply);
+  // As many answers as questions, whatever the other side sent.
+  const HintAnswer none{.outcome = HintOutcome::kRejected, .reason = "the daemon gave no answer"};
+  answers.queue.resize(request.queue ? request.queue->size() : 0, none);
+  answers.items.resize(request.items.size(), none);
+  answers.speeds.resize(request.speeds.size(), none);
+  return answers;
+}
+
+absl::StatusOr<Activity> Client::GetActivity(const ActivityRequest& request) {
+  wire::ActivityRequest message;
+  message.set_after(request.after);
+  message.set_limit(request.limit);
+  TK_ASSIGN_OR_RETURN(const auto reply, impl_->Call<wire::Activity>(wire::ACTIVITY, message));
   return wire::FromWire(reply);
 }
 

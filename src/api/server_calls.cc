@@ -88,7 +88,10 @@ absl::StatusOr<std::string> Explain(KvStore& store, const wire::Frame& frame) {
 
 }  // namespace
 
-bool IsStoreCall(uint16_t type) { return type >= wire::REGISTER_LAYOUT && type <= wire::STATUS; }
+bool IsStoreCall(uint16_t type) {
+  return (type >= wire::REGISTER_LAYOUT && type <= wire::STATUS) || type == wire::HINT ||
+         type == wire::ACTIVITY;
+}
 
 absl::StatusOr<std::string> RunStoreCall(
     KvStore& store, const wire::Frame& frame,
@@ -130,6 +133,18 @@ absl::StatusOr<std::string> RunStoreCall(
       TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::VerifyRequest>(frame.payload()));
       return Answer<wire::VerifyReport>(
           store.Verify({.session = message.session(), .repair = message.repair()}, progress));
+    }
+    case wire::HINT: {
+      TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::HintRequest>(frame.payload()));
+      TK_ASSIGN_OR_RETURN(const HintRequest request, wire::FromWire(message));
+      wire::HintReply reply;
+      wire::ToWire(store.Hint(request), &reply);
+      return reply.SerializeAsString();
+    }
+    case wire::ACTIVITY: {
+      TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::ActivityRequest>(frame.payload()));
+      return Answer<wire::Activity>(store.GetActivity(
+          {.after = message.after(), .limit = std::min(message.limit(), kMaxActivity)}));
     }
     case wire::STATUS:
       return Answer<wire::StoreStatus>(store.Status());

@@ -271,6 +271,8 @@ void ToWire(const turnkeep::Explanation& explanation, Explanation* out) {
     to->set_bytes(holder.bytes);
   }
   for (const std::string& note : explanation.notes) out->add_notes(note);
+  out->set_recompute_us(explanation.recompute_us);
+  out->set_declined_tokens(explanation.declined_tokens);
 }
 
 absl::StatusOr<turnkeep::Explanation> FromWire(const Explanation& message) {
@@ -278,7 +280,9 @@ absl::StatusOr<turnkeep::Explanation> FromWire(const Explanation& message) {
                                     .restorable_tokens = message.restorable_tokens(),
                                     .host_bytes = message.host_bytes(),
                                     .disk_bytes = message.disk_bytes(),
-                                    .predicted_us = message.predicted_us()};
+                                    .predicted_us = message.predicted_us(),
+                                    .recompute_us = message.recompute_us(),
+                                    .declined_tokens = message.declined_tokens()};
   for (const ExplainPart& from : message.parts()) {
     turnkeep::ExplainPart& part = explanation.parts.emplace_back();
     part.token_begin = from.token_begin();

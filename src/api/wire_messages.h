@@ -15,6 +15,8 @@
 #include <absl/time/time.h>
 
 #include "api/turnkeep.pb.h"
+#include "core/activity.h"
+#include "core/hint.h"
 #include "core/kv_types.h"
 #include "core/status.h"
 
@@ -78,6 +80,16 @@ void ToWire(const turnkeep::SessionInfo& info, SessionInfo* out);
 absl::StatusOr<turnkeep::SessionInfo> FromWire(const SessionInfo& message);
 void ToWire(const turnkeep::SessionDetail& detail, SessionDetail* out);
 absl::StatusOr<turnkeep::SessionDetail> FromWire(const SessionDetail& message);
+
+// wire_hint.cc
+void ToWire(const turnkeep::HintRequest& request, HintRequest* out);
+absl::StatusOr<turnkeep::HintRequest> FromWire(const HintRequest& message);
+void ToWire(const turnkeep::HintReply& reply, HintReply* out);
+turnkeep::HintReply FromWire(const HintReply& message);
+
+// wire_activity.cc
+void ToWire(const turnkeep::Activity& activity, Activity* out);
+turnkeep::Activity FromWire(const Activity& message);
 
 void ToWire(const turnkeep::ExplainRequest& request, ExplainRequest* out);
 absl::Status FromWire(const ExplainRequest& message, std::span<const std::byte> raw,

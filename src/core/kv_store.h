@@ -37,7 +37,9 @@
 #include <absl/status/statusor.h>
 #include <absl/time/time.h>
 
+#include "core/activity.h"
 #include "core/chunk_header.h"
+#include "core/hint.h"
 #include "core/kv_types.h"
 #include "core/layout.h"
 
@@ -155,6 +157,11 @@ class KvStore {
   virtual absl::StatusOr<SessionInfo> SetSessionTtl(const std::string& name,
                                                     absl::Duration ttl) = 0;
 
+  // What the engine's scheduler knows of the future. Advice, so never an error: every part is
+  // answered by itself, also when the daemon is away (rejected). Does not wait for reads or
+  // writes, except that pins and times to live are in the index when it returns.
+  virtual HintReply Hint(const HintRequest& request) = 0;
+
   virtual absl::StatusOr<std::vector<SessionInfo>> ListSessions(const ListRequest& request) = 0;
   virtual absl::StatusOr<SessionInfo> StatSession(const std::string& name) = 0;
   virtual absl::StatusOr<SessionDetail> ShowSession(const std::string& name) = 0;
@@ -166,6 +173,8 @@ class KvStore {
       const VerifyRequest& request,
       const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) = 0;
   virtual absl::StatusOr<StoreStatus> Status() = 0;
+  // The hinted queue, the windows of prefetch and eviction, and what the placement decided lately.
+  virtual absl::StatusOr<Activity> GetActivity(const ActivityRequest& request) = 0;
 
   // What the page pool of this process holds now, in place of what was said before. It is shown
   // (ListSessions, ShowSession, Explain) and nothing else; it is forgotten when this object, or its

@@ -178,9 +178,11 @@ struct ExplainPart {
 struct Explanation {
   uint64_t token_count = 0;
   uint64_t restorable_tokens = 0;
-  uint64_t host_bytes = 0;  // to be copied from the host tier
-  uint64_t disk_bytes = 0;  // to be read from disk
-  double predicted_us = 0;  // at the bandwidths measured so far
+  uint64_t host_bytes = 0;       // to be copied from the host tier
+  uint64_t disk_bytes = 0;       // to be read from disk
+  double predicted_us = 0;       // to load what is stored, at the bandwidths measured so far
+  double recompute_us = 0;       // to prefill it instead; 0: the engine has not said its speed
+  uint64_t declined_tokens = 0;  // stored, and not restored: prefilling them takes less time
   std::vector<ExplainPart> parts;
   std::vector<GpuHolder> gpu;      // engines that have a part in device memory, for themselves
   std::vector<std::string> notes;  // e.g. the layout field that differs

@@ -112,6 +112,8 @@ void StoreImpl::CompleteLoad(const std::shared_ptr<ChunkLoad>& load) {
   loads_.erase(load->chunk);
   state_.catalog[load->chunk].loading = false;
   state_.Notify(Kind::kDiskUnpinned, load->chunk);
+  // Filling may begin a prefetch, which must not evict this before its restores have pinned it.
+  state_.Notify(Kind::kHostPinned, load->chunk);
   state_.FillHost(load->chunk, load->target.slot);
   ++state_.counters.chunks_read;
   state_.counters.bytes_read += load->slot_bytes;
@@ -122,6 +124,7 @@ void StoreImpl::CompleteLoad(const std::shared_ptr<ChunkLoad>& load) {
     span.load.reset();
   }
   load->waiters.clear();
+  state_.Notify(Kind::kHostUnpinned, load->chunk);
   state_.DropOperationRef(load->chunk);
 }
 
@@ -247,10 +250,10 @@ void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job,
 void StoreImpl::CountRead(RestoreJob* job, uint64_t bytes) {
   job->read_bytes += bytes;
   if (job->read_bytes < job->disk_bytes) return;
-  const double seconds =
-      static_cast<double>(std::max<int64_t>(1, state_.NowNs() - job->begun_ns)) * 1e-9;
-  const double rate = static_cast<double>(job->read_bytes) / seconds;
-  disk_bandwidth_ = disk_bandwidth_ == 0 ? rate : 0.8 * disk_bandwidth_ + 0.2 * rate;
+  // A prefetch reads a chunk at a time: its rate is not that of a restore.
+  if (job->prefetch) return;
+  const int64_t now_ns = state_.NowNs();
+  admission_.NoteRead(job->layout->number, job->read_bytes, now_ns - job->begun_ns, now_ns);
 }
 
 void StoreImpl::AdvanceLoad(const std::shared_ptr<ChunkLoad>& load, uint32_t layers_ready,

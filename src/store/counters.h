@@ -19,6 +19,8 @@ struct Counters {
   uint64_t restores_missed = 0;    // nothing found
   uint64_t restores_partial = 0;   // a shorter prefix than asked for
   uint64_t restores_cut_late = 0;  // by a deadline
+  uint64_t restores_declined = 0;  // in part or whole: prefilling takes less time
+  uint64_t declined_tokens = 0;
   uint64_t asked_tokens = 0;
   std::array<uint64_t, 3> restored_tokens{};  // by Tier
   std::array<uint64_t, 3> restored_chunks{};
@@ -29,6 +31,7 @@ struct Counters {
   uint64_t evicted_for_space = 0;
   uint64_t evicted_at_watermark = 0;
   uint64_t evicted_for_prefetch = 0;
+  uint64_t evicted_by_hint = 0;
 
   uint64_t host_digest_failures = 0;
   uint64_t disk_digest_failures = 0;

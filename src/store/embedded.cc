@@ -249,6 +249,7 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<SessionInfo> SetSessionTtl(const std::string& name, absl::Duration ttl) override {
     return store_->SetTtl(tenant_, name, ttl);
   }
+  HintReply Hint(const HintRequest& request) override { return store_->Hint(tenant_, request); }
   absl::StatusOr<std::vector<SessionInfo>> ListSessions(const ListRequest& request) override {
     return store_->ListAllSessions(tenant_, request);
   }
@@ -257,6 +258,9 @@ class EmbeddedStore : public KvStore {
   }
   absl::StatusOr<SessionDetail> ShowSession(const std::string& name) override {
     return store_->ShowSession(tenant_, name);
+  }
+  absl::StatusOr<Activity> GetActivity(const ActivityRequest& request) override {
+    return store_->GetActivity(tenant_, request);
   }
   absl::StatusOr<Explanation> Explain(const ExplainRequest& request) override {
     return store_->Explain(tenant_, request);

@@ -26,6 +26,18 @@ void AddPart(Explanation* out, uint64_t tokens, Tier tier, const std::string& re
 
 }  // namespace
 
+// The decision that took the last copy, while it is remembered.
+const Decision* StoreImpl::DecisionOf(const ChunkEntry& entry) const {
+  const bool evicted = entry.missing_reason == MissingReason::kEvictedForRoom ||
+                       entry.missing_reason == MissingReason::kEvictedNoDiskTier ||
+                       entry.missing_reason == MissingReason::kEvictedDiskFull ||
+                       entry.missing_reason == MissingReason::kDiskWriteFailed;
+  const Decision* decision = evicted ? state_.decisions.LastEviction(entry.id) : nullptr;
+  const bool the_last = decision != nullptr && decision->last_copy &&
+                        decision->unix_s == int64_t{entry.missing_since_unix_s};
+  return the_last ? decision : nullptr;
+}
+
 std::string StoreImpl::WhyMissing(const ChunkEntry& entry) const {
   if (entry.host_damaged && !entry.disk.IsNull())
     return "its damaged host copy is still in use by a restore";
@@ -35,9 +47,11 @@ std::string StoreImpl::WhyMissing(const ChunkEntry& entry) const {
                      UnixTimeText(entry.missing_since_unix_s));
 }
 
-void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout,
-                             Explanation* out) {
+void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const Tenant& tenant,
+                             const LayoutInfo& layout, Explanation* out) {
+  const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, spans);
   bool restorable = true;
+  std::string alike;  // why the chunk before is missing, without the chunk's own numbers
   for (const Span& span : spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
     const Tier tier = entry.InHost()                                 ? Tier::kHost
@@ -45,16 +59,30 @@ void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& l
                                                                      : Tier::kNone;
     if (tier == Tier::kNone) {
       restorable = false;
-      AddPart(out, span.count, tier, WhyMissing(entry));
+      const std::string why = WhyMissing(entry);
+      const Decision* decision = DecisionOf(entry);
+      if (std::exchange(alike, why) == why) {
+        out->parts.back().token_count += span.count;
+      } else if (decision != nullptr) {
+        AddPart(out, span.count, tier,
+                fmt::format("{}; {}", why, WhyOf(*decision, state_.options.policy)));
+      } else {
+        AddPart(out, span.count, tier, why);
+      }
       continue;
     }
+    alike.clear();
+    const bool declined = verdict.declined > 0 && out->restorable_tokens >= verdict.tokens;
     AddPart(out, span.count, tier,
-            restorable ? "" : "stored, but of no use while tokens before it are missing");
+            !restorable ? "stored, but of no use while tokens before it are missing"
+            : declined  ? "stored, but declined: prefilling it takes less time than loading it"
+                        : "");
     if (!restorable) continue;
     out->restorable_tokens += span.count;
     const uint64_t bytes = layout.Geometry(entry.token_count).payload_bytes;
     (tier == Tier::kHost ? out->host_bytes : out->disk_bytes) += bytes;
   }
+  Predict(layout, verdict, out);
 }
 
 void StoreImpl::ExplainGpu(uint32_t tenant, const std::vector<Span>& spans,
@@ -140,12 +168,11 @@ absl::StatusOr<Explanation> StoreImpl::Explain(TenantNumber tenant_number,
     }
     if (!by_prompt) {
       out.token_count = session->token_count;
-      ExplainSpans(session->spans, *layout, &out);
+      ExplainSpans(session->spans, *tenant, *layout, &out);
       ExplainGpu(tenant->number, session->spans, &out);
     }
   }
   if (by_prompt) TK_RETURN_IF_ERROR(ExplainPrompt(*tenant, request, layout, &out));
-  Predict(&out);
   return out;
 }
 
@@ -182,24 +209,10 @@ absl::Status StoreImpl::ExplainPrompt(const Tenant& tenant, const ExplainRequest
       best_layout = candidate;
     }
   }
-  ExplainSpans(best.spans, *best_layout, out);
+  ExplainSpans(best.spans, tenant, *best_layout, out);
   ExplainGpu(tenant.number, best.spans, out);
   ExplainNeverSaved(tenant, *best_layout, request.prompt, best, out);
   return absl::OkStatus();
-}
-
-void StoreImpl::Predict(Explanation* out) const {
-  if (host_bandwidth_ > 0) {
-    out->predicted_us +=
-        1e6 * static_cast<double>(out->host_bytes + out->disk_bytes) / host_bandwidth_;
-  }
-  if (disk_bandwidth_ > 0) {
-    out->predicted_us =
-        std::max(out->predicted_us, 1e6 * static_cast<double>(out->disk_bytes) / disk_bandwidth_);
-  } else if (out->disk_bytes > 0) {
-    out->notes.push_back(
-        "the disk's bandwidth has not been measured yet: the time is for the copy alone");
-  }
 }
 
 // ---- tree ------------------------------------------------------------------------

@@ -31,6 +31,8 @@ void StoreImpl::Housekeep() {
       state_.mu.AwaitWithTimeout(absl::Condition(&wanted), kHousekeepingInterval);
       room_made_ = false;
       if (!state_.closing) ExpireSessions();
+      expectations_.Advance(state_.NowNs(), TellExpected());
+      retained_.Advance(state_.NowNs(), TellRetained());
       state_.Notify(Kind::kTick, kNoChunk);
       prefetches = StartPrefetches();
       RetryWaitingSaves(&finished);

@@ -23,8 +23,8 @@ uint64_t Share(uint64_t capacity, double share) {
 Placement::Placement(const PlacementOptions& options, std::unique_ptr<EvictionPolicy> host_policy,
                      std::unique_ptr<EvictionPolicy> disk_policy)
     : options_(options),
-      host_policy_(std::move(host_policy)),
-      disk_policy_(std::move(disk_policy)) {
+      host_policy_(std::make_unique<KeepOrder>(std::move(host_policy))),
+      disk_policy_(std::make_unique<KeepOrder>(std::move(disk_policy))) {
   host_.capacity_bytes = options.host_capacity_bytes;
   disk_.capacity_bytes = options.disk_capacity_bytes;
 }
@@ -38,6 +38,21 @@ Placement::State& Placement::At(ChunkIndex chunk) {
 uint64_t Placement::BytesOf(ChunkIndex chunk) const { return states_[chunk].blocks * kBlockBytes; }
 
 void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
+  const size_t first = actions->size();
+  Decide(event, actions);
+  for (size_t i = first; i < actions->size(); ++i) Annotate(event.now_ns, &(*actions)[i]);
+}
+
+void Placement::Annotate(int64_t now_ns, PlacementAction* action) const {
+  const State& state = states_[action->chunk];
+  const bool disk = action->kind == PlacementAction::Kind::kEvictDisk;
+  action->keep = (disk ? disk_policy_ : host_policy_)->keep(action->chunk);
+  action->next_use = state.next_use;
+  action->idle_ns = std::max<int64_t>(0, now_ns - state.last_use_ns);
+  action->of_chunks = (disk ? disk_ : host_).chunk_count + 1;
+}
+
+void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
   using Kind = PlacementEvent::Kind;
   using Reason = PlacementAction::Reason;
   switch (event.kind) {
@@ -73,6 +88,8 @@ void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>
       break;
     case Kind::kTouched:
       NoteUse(event.chunk, /*used=*/true);
+      EndDropSoon(event.chunk, event.now_ns);
+      At(event.chunk).last_use_ns = event.now_ns;
       host_policy_->Touch(event.chunk, event.now_ns);
       disk_policy_->Touch(event.chunk, event.now_ns);
       break;
@@ -163,6 +180,7 @@ void Placement::HostFilled(const PlacementEvent& event, std::vector<PlacementAct
   TK_CHECK((state.flags & kInHost) == 0);
   state.blocks = static_cast<uint32_t>(event.bytes / kBlockBytes);
   state.flags |= kInHost;
+  if (!(state.flags & (kOnDisk | kWriting))) state.last_use_ns = event.now_ns;  // it is new
   if (state.flags & kPrefetching) {
     EndPrefetch(event.chunk);
     state.flags |= kPrefetched;
@@ -229,7 +247,10 @@ ChunkIndex Placement::Victim(EvictionPolicy& policy, uint64_t preferred_bytes,
                              bool (Placement::*evictable)(ChunkIndex) const) {
   if (preferred_bytes > 0) {
     const ChunkIndex chunk = policy.FindVictim(
-        [&](ChunkIndex c) { return BytesOf(c) == preferred_bytes && (this->*evictable)(c); },
+        [&](ChunkIndex c) {
+          return BytesOf(c) == preferred_bytes && (this->*evictable)(c) &&
+                 host_policy_->keep(c) <= kPolicyKeep;
+        },
         kPreferredScan);
     if (chunk != kNoChunk) return chunk;
   }
@@ -257,18 +278,22 @@ void Placement::ShrinkHost(uint64_t target, uint64_t preferred_bytes,
       host_.leaving_bytes += BytesOf(chunk);
       continue;
     }
-    if (!(state.flags & kOnDisk) && disk_.capacity_bytes > 0 && StartWrite(chunk, true, actions))
+    const bool unwanted = host_policy_->keep(chunk) == kDropSoonKeep && state.holds == 0;
+    if (!(state.flags & kOnDisk) && !unwanted && disk_.capacity_bytes > 0 &&
+        StartWrite(chunk, true, actions))
       continue;
     if (!(state.flags & kOnDisk) && state.holds > 0) {
       host_policy_->Touch(chunk, 0);
       return;
     }
+    PlacementAction::Reason why = reason;
     if (!(state.flags & kOnDisk)) {
-      reason = disk_.capacity_bytes > 0 ? PlacementAction::Reason::kDiskFull
-                                        : PlacementAction::Reason::kNoDiskTier;
+      why = unwanted                   ? PlacementAction::Reason::kDropped
+            : disk_.capacity_bytes > 0 ? PlacementAction::Reason::kDiskFull
+                                       : PlacementAction::Reason::kNoDiskTier;
     }
     DropHost(chunk);
-    actions->push_back({PlacementAction::Kind::kEvictHost, chunk, reason});
+    actions->push_back({PlacementAction::Kind::kEvictHost, chunk, why});
   }
 }
 
@@ -312,6 +337,7 @@ void Placement::DropHost(ChunkIndex chunk) {
   if (state.pins > 0) host_.pinned_bytes -= bytes;
   host_policy_->Remove(chunk);
   NoteUse(chunk, /*used=*/false);
+  ForgetDropSoon(chunk);
   Consider(chunk);
 }
 
@@ -323,6 +349,7 @@ void Placement::DropDisk(ChunkIndex chunk) {
   --disk_.chunk_count;
   if (state.pins > 0) disk_.pinned_bytes -= bytes;
   disk_policy_->Remove(chunk);
+  ForgetDropSoon(chunk);
   Consider(chunk);
 }
 

@@ -14,6 +14,9 @@
 // prefetch evicts only what is on disk too and expected later, or by nobody; while restores read
 // from disk none begins.
 //
+// Hints: what is to be dropped soon goes first, what is retained last (KeepOrder); no prefetch
+// evicts what is retained.
+//
 // Thread-compatible: the store calls it under its lock.
 #pragma once
 
@@ -24,6 +27,7 @@
 #include <vector>
 
 #include "core/kv_types.h"
+#include "store/keep_order.h"
 #include "store/policy.h"
 
 namespace turnkeep {
@@ -55,7 +59,8 @@ struct PlacementEvent {
     kTouched,          // used by a save or a restore
     kExpected,         // its soonest known use is `next_use` (EvictionPolicy::Expect)
     kTurnEnded,        // `turn` used it last
-    kPinned,           // neither copy may go
+    kKeep,    // a hint says `keep` (KeepOrder) of it; a use or kExpected ends kDropSoonKeep
+    kPinned,  // neither copy may go
     kUnpinned,
     kHostPinned,  // the host copy may not go (a restore, a write)
     kHostUnpinned,
@@ -66,6 +71,7 @@ struct PlacementEvent {
     kHostSpaceNeeded,  // a host slot of `bytes` could not be had
     kDiskSpaceNeeded,  // a disk slot of `bytes` could not be had
     kWriteWanted,      // `chunk` shall get a disk copy now (durability, shutdown)
+    kDemoteWanted,     // the host copy of `chunk` shall go, if it is or can be on disk
     kPrefetchFailed,   // a kPrefetch did not end in kHostFilled; its slot is unreserved already
     kDiskReadsBegin,   // a restore begins to read from disk
     kDiskReadsEnd,     // … and has ended
@@ -77,6 +83,7 @@ struct PlacementEvent {
   int64_t now_ns = 0;
   int64_t next_use = kNoExpectedUse;
   TurnInfo turn;
+  int8_t keep = kPolicyKeep;
 };
 
 struct PlacementAction {
@@ -99,10 +106,17 @@ struct PlacementAction {
     kDiskFull,
     kWriteFailed,
     kPrefetch,  // for one that is used sooner
+    kDemoted,   // by a hint
+    kDropped,   // a hint said that nobody will use it
   };
   Kind kind;
   ChunkIndex chunk = kNoChunk;
   Reason reason = Reason::kNone;
+  // What was known when it was decided, for people.
+  int8_t keep = kPolicyKeep;
+  int64_t next_use = kNoExpectedUse;
+  int64_t idle_ns = 0;     // since the last use
+  uint64_t of_chunks = 0;  // in the tier that it leaves, with it
 };
 
 class Placement {
@@ -144,6 +158,7 @@ class Placement {
   bool InHost(ChunkIndex chunk) const { return Has(chunk, kInHost); }
   bool OnDisk(ChunkIndex chunk) const { return Has(chunk, kOnDisk); }
   bool Writing(ChunkIndex chunk) const { return Has(chunk, kWriting); }
+  bool Prefetching(ChunkIndex chunk) const { return Has(chunk, kPrefetching); }
 
  private:
   enum Flag : uint8_t {
@@ -155,7 +170,7 @@ class Placement {
     kPrefetched = 32,  // in host memory by a prefetch, not used since
     kTried = 64,       // a prefetch was begun for the present expectation
   };
-  // 24 bytes a chunk, beside the policies' links.
+  // 32 bytes a chunk, beside the policies' links.
   struct State {
     uint32_t blocks = 0;  // slot bytes / kBlockBytes
     uint16_t pins = 0;
@@ -164,6 +179,7 @@ class Placement {
     uint16_t holds = 0;
     uint8_t flags = 0;
     int64_t next_use = kNoExpectedUse;
+    int64_t last_use_ns = 0;
   };
 
   bool Has(ChunkIndex chunk, Flag flag) const {
@@ -172,6 +188,8 @@ class Placement {
   State& At(ChunkIndex chunk);
   uint64_t BytesOf(ChunkIndex chunk) const;
 
+  void Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions);
+  void Annotate(int64_t now_ns, PlacementAction* action) const;
   void HandleCounts(const PlacementEvent& event);
   void DiskFound(const PlacementEvent& event);
   void HostFilled(const PlacementEvent& event, std::vector<PlacementAction>* actions);
@@ -195,6 +213,10 @@ class Placement {
   // Prefetch (placement_prefetch.cc).
   bool HandlePrefetch(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   static bool MayPrefetchAfter(PlacementEvent::Kind kind);
+  void Demote(ChunkIndex chunk, std::vector<PlacementAction>* actions);
+  void SetKeep(ChunkIndex chunk, int8_t keep, int64_t now_ns);
+  void ForgetDropSoon(ChunkIndex chunk);
+  void EndDropSoon(ChunkIndex chunk, int64_t now_ns);
   void Expected(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void EndPrefetch(ChunkIndex chunk);
   void NoteUse(ChunkIndex chunk, bool used);
@@ -203,8 +225,8 @@ class Placement {
   bool MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* actions);
 
   PlacementOptions options_;
-  std::unique_ptr<EvictionPolicy> host_policy_;
-  std::unique_ptr<EvictionPolicy> disk_policy_;
+  std::unique_ptr<KeepOrder> host_policy_;
+  std::unique_ptr<KeepOrder> disk_policy_;
   std::vector<State> states_;
   TierUsage host_;
   TierUsage disk_;

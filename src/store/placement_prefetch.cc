@@ -24,6 +24,12 @@ bool Placement::HandlePrefetch(const PlacementEvent& event, std::vector<Placemen
     case Kind::kExpected:
       Expected(event, actions);
       return true;
+    case Kind::kDemoteWanted:
+      Demote(event.chunk, actions);
+      return true;
+    case Kind::kKeep:
+      SetKeep(event.chunk, event.keep, event.now_ns);
+      return true;
     case Kind::kPrefetchFailed:
       // A save may have brought the chunk meanwhile.
       if (Has(event.chunk, kPrefetching)) EndPrefetch(event.chunk);
@@ -55,14 +61,51 @@ void Placement::Expected(const PlacementEvent& event, std::vector<PlacementActio
   host_policy_->Expect(event.chunk, event.next_use);
   disk_policy_->Expect(event.chunk, event.next_use);
   State& state = At(event.chunk);
+  if (event.next_use != kNoExpectedUse) EndDropSoon(event.chunk, event.now_ns);
   if (state.next_use == event.next_use) return;
   wanted_.erase({state.next_use, event.chunk});
   state.next_use = event.next_use;
   state.flags = static_cast<uint8_t>(state.flags & ~kTried);
-  if (event.next_use == kNoExpectedUse && (state.flags & kPrefetching)) {
-    actions->push_back({.kind = PlacementAction::Kind::kCancelPrefetch, .chunk = event.chunk});
+  if (event.next_use == kNoExpectedUse) {
+    if (state.flags & kPrefetching)
+      actions->push_back({.kind = PlacementAction::Kind::kCancelPrefetch, .chunk = event.chunk});
+    NoteUse(event.chunk, /*used=*/false);  // its part of the window is for others
   }
   Consider(event.chunk);
+}
+
+void Placement::Demote(ChunkIndex chunk, std::vector<PlacementAction>* actions) {
+  State& state = At(chunk);
+  if (!(state.flags & kInHost) || !HostEvictable(chunk)) return;
+  if (state.flags & kOnDisk) {
+    DropHost(chunk);
+    actions->push_back({.kind = PlacementAction::Kind::kEvictHost,
+                        .chunk = chunk,
+                        .reason = PlacementAction::Reason::kDemoted});
+  } else if (state.flags & kWriting) {
+    state.flags |= kLeaving;  // goes when the write that is under way ends
+    host_.leaving_bytes += BytesOf(chunk);
+  } else if (disk_.capacity_bytes > 0) {
+    StartWrite(chunk, /*leaving=*/true, actions);
+  }
+}
+
+void Placement::SetKeep(ChunkIndex chunk, int8_t keep, int64_t now_ns) {
+  const State& state = At(chunk);
+  const uint64_t bytes = BytesOf(chunk);
+  // Nobody holds an index for what is dropped soon: without a copy there is nothing to say it of.
+  if (keep == kDropSoonKeep && (state.flags & (kInHost | kOnDisk)) == 0) return;
+  host_policy_->SetKeep(chunk, keep, state.flags & kInHost ? bytes : 0, now_ns);
+  disk_policy_->SetKeep(chunk, keep, state.flags & kOnDisk ? bytes : 0, now_ns);
+}
+
+// With its last copy, since the index may come to mean another chunk.
+void Placement::ForgetDropSoon(ChunkIndex chunk) {
+  if ((states_[chunk].flags & (kInHost | kOnDisk)) == 0) EndDropSoon(chunk, 0);
+}
+
+void Placement::EndDropSoon(ChunkIndex chunk, int64_t now_ns) {
+  if (host_policy_->keep(chunk) == kDropSoonKeep) SetKeep(chunk, kPolicyKeep, now_ns);
 }
 
 void Placement::EndPrefetch(ChunkIndex chunk) {
@@ -130,7 +173,8 @@ bool Placement::MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* acti
   while (host_.used_bytes + bytes > limit) {
     const ChunkIndex victim = host_policy_->FindVictim(
         [&](ChunkIndex c) {
-          return OnDisk(c) && HostEvictable(c) && states_[c].next_use > next_use;
+          return OnDisk(c) && HostEvictable(c) && states_[c].next_use > next_use &&
+                 host_policy_->keep(c) <= kPolicyKeep;
         },
         kVictimScan);
     if (victim == kNoChunk) return false;

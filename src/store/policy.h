@@ -27,6 +27,8 @@
 
 #include <absl/status/statusor.h>
 
+#include "core/hint.h"
+
 namespace turnkeep {
 
 using ChunkIndex = uint32_t;
@@ -34,10 +36,6 @@ inline constexpr ChunkIndex kNoChunk = 0xFFFFFFFFu;
 
 // Nobody is known to want the chunk.
 inline constexpr int64_t kNoExpectedUse = std::numeric_limits<int64_t>::max();
-
-// Why the turn ended that used a chunk last: what an engine can tell of when the next comes.
-enum class StopReason : uint8_t { kUnknown = 0, kEndTurn, kToolUse, kLength };
-inline constexpr size_t kStopReasons = 4;
 
 // The turn that used a chunk last.
 struct TurnInfo {

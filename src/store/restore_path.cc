@@ -35,8 +35,10 @@ absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
     job->begun_ns = state_.NowNs();
     PromptMatch match = MatchRequest(*tenant, *layout, request, &job->generation);
     ClipMatch(request.max_tokens, &match);
+    DeclineWhatDoesNotPay(*tenant, *layout, &match);
     TakeSpans(match, job.get());
     StartLoads(job);
+    FulfilExpectations(tenant_number, request.session, request.prompt, request.layout);
     CountRestore(request, *job);
     NoteFinished(job.get());
     ++state_.open_tickets;

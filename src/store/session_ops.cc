@@ -86,6 +86,9 @@ std::vector<Span> StoreImpl::Slice(const Session& session, uint64_t begin, uint6
 }
 
 void StoreImpl::EraseSession(Session* session, std::string_view reason) {
+  FulfilExpectations(session->tenant, session->name, {}, {});
+  retained_.Erase({session->tenant, Expectations::Source::kHint, "s" + session->name},
+                  TellRetained());
   for (const Span& span : session->spans)
     state_.DropSessionRef(span.chunk, session->pinned, reason);
   state_.sessions.Erase(session);

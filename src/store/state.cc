@@ -60,6 +60,10 @@ void StoreState::NotifyExpected(ChunkIndex chunk, int64_t next_use) {
   Notify({.kind = Kind::kExpected, .chunk = chunk, .now_ns = NowNs(), .next_use = next_use});
 }
 
+void StoreState::NotifyKeep(ChunkIndex chunk, int8_t keep) {
+  Notify({.kind = Kind::kKeep, .chunk = chunk, .now_ns = NowNs(), .keep = keep});
+}
+
 void StoreState::NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) {
   Notify({.kind = Kind::kTurnEnded, .chunk = chunk, .now_ns = NowNs(), .turn = turn});
 }
@@ -80,6 +84,17 @@ void StoreState::Notify(const PlacementEvent& event) {
   actions_ = std::move(actions);
 }
 
+void StoreState::LogDecision(const PlacementAction& action) {
+  const ChunkEntry& entry = catalog[action.chunk];
+  decisions.Add({.unix_s = UnixSeconds(),
+                 .now_ns = NowNs(),
+                 .chunk = entry.id,
+                 .tenant = entry.tenant,
+                 .slot_bytes = entry.slot_blocks * kBlockBytes,
+                 .last_copy = !entry.HasData(),
+                 .action = action});
+}
+
 void StoreState::Carry(const PlacementAction& action) {
   ChunkEntry& entry = catalog[action.chunk];
   switch (action.kind) {
@@ -88,10 +103,12 @@ void StoreState::Carry(const PlacementAction& action) {
       to_write.push_back(action.chunk);
       return;
     case PlacementAction::Kind::kPrefetch:
+      LogDecision(action);
       AddOperationRef(action.chunk);
       to_prefetch.push_back(action.chunk);
       return;
     case PlacementAction::Kind::kCancelPrefetch:
+      LogDecision(action);
       // One that is being read goes on: what has been read is not read in vain.
       if (std::erase(to_prefetch, action.chunk) > 0) RefusePrefetch(action.chunk);
       return;
@@ -104,12 +121,17 @@ void StoreState::Carry(const PlacementAction& action) {
       ++counters.disk_evictions;
       break;
   }
+  LogDecision(action);
   switch (action.reason) {
     case PlacementAction::Reason::kWatermark:
       ++counters.evicted_at_watermark;
       break;
     case PlacementAction::Reason::kPrefetch:
       ++counters.evicted_for_prefetch;
+      break;
+    case PlacementAction::Reason::kDemoted:
+    case PlacementAction::Reason::kDropped:
+      ++counters.evicted_by_hint;
       break;
     default:
       ++counters.evicted_for_space;

@@ -23,6 +23,7 @@
 #include "host_tier/arena.h"
 #include "store/catalog.h"
 #include "store/counters.h"
+#include "store/decision_log.h"
 #include "store/placement.h"
 #include "store/registry.h"
 #include "store/session_table.h"
@@ -57,6 +58,7 @@ class StoreState {
   Registry registry ABSL_GUARDED_BY(mu);
   Placement placement ABSL_GUARDED_BY(mu);
   Counters counters ABSL_GUARDED_BY(mu);
+  DecisionLog decisions ABSL_GUARDED_BY(mu);
   LatencyHistogram save_latency;     // from begin to the commit's answer
   LatencyHistogram restore_latency;  // from begin until every layer is in host memory
   uint64_t next_epoch ABSL_GUARDED_BY(mu) = 1;
@@ -96,6 +98,8 @@ class StoreState {
   void RefusePrefetch(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Who is expected to use the chunk, and when (kNoExpectedUse: nobody is).
   void NotifyExpected(ChunkIndex chunk, int64_t next_use) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // What a hint says of keeping it (KeepOrder).
+  void NotifyKeep(ChunkIndex chunk, int8_t keep) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // The slot becomes the host copy of the chunk.
   void FillHost(ChunkIndex chunk, SlotRef slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
@@ -144,6 +148,7 @@ class StoreState {
   void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Notify(const PlacementEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void LogDecision(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Carry(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void FreeHostCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void GiveUpDiskCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);

@@ -52,6 +52,10 @@ void AddCounters(const Counters& c, Counts* out) {
                c.restores_partial);
   out->Counter("restores_cut_late_total", "", "Restores cut short by a deadline",
                c.restores_cut_late);
+  out->Counter("restores_declined_total", "",
+               "Restores of which prefilling takes less time, in part or whole",
+               c.restores_declined);
+  out->Counter("declined_tokens_total", "", "Stored tokens that were declined", c.declined_tokens);
   out->Counter("asked_tokens_total", "", "Tokens asked for by restores", c.asked_tokens);
   out->Counter("restored_tokens_total", "tier=\"host\"", "Tokens found, by tier",
                c.restored_tokens[1]);
@@ -72,6 +76,8 @@ void AddCounters(const Counters& c, Counts* out) {
                c.evicted_at_watermark);
   out->Counter("evictions_by_reason_total", "reason=\"prefetch\"", "Copies evicted, by reason",
                c.evicted_for_prefetch);
+  out->Counter("evictions_by_reason_total", "reason=\"hint\"", "Copies evicted, by reason",
+               c.evicted_by_hint);
   out->Counter("digest_failures_total", "tier=\"host\"", "Copies dropped for a wrong digest",
                c.host_digest_failures);
   out->Counter("digest_failures_total", "tier=\"disk\"", "Copies dropped for a wrong digest",
@@ -88,6 +94,15 @@ void AddCounters(const Counters& c, Counts* out) {
   out->Counter("disk_read_bytes_total", "", "Slot bytes read from disk", c.bytes_read);
   out->Counter("sessions_expired_total", "", "Sessions dropped at the end of their time to live",
                c.sessions_expired);
+}
+
+void AddHints(const Expectations& expected, const Expectations& retained, Counts* out) {
+  out->Gauge("hinted_queue_requests", "", "Requests in the hinted waiting queues",
+             static_cast<double>(expected.queue_count()));
+  out->Gauge("hinted_chunks", "", "Chunks that a hint expects",
+             static_cast<double>(expected.chunk_count()));
+  out->Gauge("retained_chunks", "", "Chunks that a hint retains",
+             static_cast<double>(retained.chunk_count()));
 }
 
 void AddPrefetch(const Placement::PrefetchUsage& prefetch, Counts* out) {
@@ -165,6 +180,7 @@ StoreStatus StoreImpl::GetStatus() {
   status.histograms.push_back(HistogramOf(
       "restore_seconds", "From the begin of a restore until every layer is in host memory",
       state_.restore_latency));
+  AddHints(expectations_, retained_, &counts);
   AddPrefetch(state_.placement.prefetch(), &counts);
   counts.Gauge("sessions", "", "Sessions", static_cast<double>(status.session_count));
   counts.Gauge("chunks", "", "Chunks that sessions refer to, evicted ones included",

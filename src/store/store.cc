@@ -23,6 +23,9 @@ namespace {
 
 // Epochs are numbered from a fresh range at every opening, so that one that was given but
 // never reached the index is not given again.
+// Of prefetches so many bytes are in flight for each operation that the device may have: as large
+// as the reads of a load are.
+constexpr uint64_t kPrefetchReadBytes = 512 * kKiB;
 constexpr uint64_t kEpochsPerRun = uint64_t{1} << 36;
 
 absl::Status CheckOptions(const StoreOptions& options) {
@@ -97,7 +100,20 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options) {
 }
 
 StoreImpl::StoreImpl(StoreOptions options, Placement placement)
-    : state_(std::move(options), nullptr, std::move(placement)) {}
+    : state_(std::move(options), nullptr, std::move(placement)) {
+  absl::MutexLock lock(&state_.mu);
+  // An index goes on meaning the same chunk while a hint speaks of it.
+  for (Expectations* hints : {&expectations_, &retained_}) {
+    hints->on_first = [this](ChunkIndex chunk) {
+      state_.mu.AssertHeld();
+      state_.AddOperationRef(chunk);
+    };
+    hints->on_last = [this](ChunkIndex chunk) {
+      state_.mu.AssertHeld();
+      state_.DropOperationRef(chunk);
+    };
+  }
+}
 
 absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options) {
   TK_RETURN_IF_ERROR(CheckOptions(options));
@@ -112,6 +128,8 @@ absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options)
                        .max_pinned_share = options.max_pinned_share,
                        .prefetch_bytes = static_cast<uint64_t>(
                            static_cast<double>(options.host_bytes) * options.prefetch_share),
+                       // What a restore that arrives may find ahead of it in the device.
+                       .prefetch_in_flight_bytes = options.io_depth * kPrefetchReadBytes,
                        .prefetch_bytes_per_second = options.prefetch_bytes_per_second},
                       std::move(host_policy), std::move(disk_policy));
   auto store = std::unique_ptr<StoreImpl>(new StoreImpl(std::move(options), std::move(placement)));
@@ -123,7 +141,7 @@ absl::StatusOr<std::unique_ptr<StoreImpl>> StoreImpl::Open(StoreOptions options)
   {
     absl::MutexLock lock(&store->state_.mu);
     store->state_.arena = std::move(arena);
-    store->host_bandwidth_ = MeasureHostBandwidth();
+    store->admission_.SetCopyRate(MeasureHostBandwidth());
   }
   store->opened_ns_ = store->state_.NowNs();
   if (!store->state_.options.data_dir.empty()) TK_RETURN_IF_ERROR(store->OpenDisk());

@@ -123,6 +123,7 @@ class Store {
 
   // Everything, over all tenants.
   virtual StoreStatus GetStatus() = 0;
+  virtual Activity GetActivity(TenantNumber tenant, const ActivityRequest& request) = 0;
   virtual std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
                                                    const ListRequest& request) = 0;
   virtual std::vector<std::string> ListTenants() = 0;

@@ -5,11 +5,12 @@
 //   import_path.cc   the same for the chunks of a session file
 //   restore_path.cc  a restore from match to last layer (mirror image of save_path.cc)
 //   chunk_load.cc    the loads from disk that restores share
+//   hint_path.cc     what the engine tells of the future; decline.cc: and of its speed
 //   prefetch_path.cc loads that nobody waits for yet
 //   session_ops.cc   fork, truncate, rename, drop, pin, time to live, list, show
 //   explain.cc       explain and tree
 //   verify.cc        online check of every byte
-//   status.cc        numbers
+//   status.cc        numbers; activity.cc: queue, windows and last decisions
 //   load.cc          reopening: from the index to the catalog
 #pragma once
 
@@ -24,8 +25,11 @@
 #include <absl/synchronization/mutex.h>
 
 #include "disk_tier/aligned_buffer.h"
+#include "store/admission.h"
 #include "store/disk_writer.h"
+#include "store/expectations.h"
 #include "store/gpu_residency.h"
+#include "store/hint_limits.h"
 #include "store/prompt_match.h"
 #include "store/state.h"
 #include "store/store.h"
@@ -63,6 +67,7 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override;
   void ObserveReleasedSegments(std::function<void(uint32_t segment)> observer) override;
   StoreStatus GetStatus() override;
+  Activity GetActivity(TenantNumber tenant, const ActivityRequest& request) override;
   std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
                                            const ListRequest& request) override;
   std::vector<std::string> ListTenants() override;
@@ -80,6 +85,7 @@ class StoreImpl final : public Store, private SegmentObserver {
                                      absl::Duration ttl);
   absl::StatusOr<SessionInfo> StatSession(TenantNumber tenant, const std::string& name);
   absl::StatusOr<SessionDetail> ShowSession(TenantNumber tenant, const std::string& name);
+  HintReply Hint(TenantNumber tenant, const HintRequest& request);
   absl::StatusOr<Explanation> Explain(TenantNumber tenant, const ExplainRequest& request);
   absl::StatusOr<std::vector<TreeNode>> Tree(TenantNumber tenant, const TreeRequest& request);
   absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
@@ -137,6 +143,13 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void Touch(Session* session, uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   static void ClipMatch(uint64_t max_tokens, PromptMatch* match);
+  // Cuts the match to what pays (decline.cc).
+  void DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout, PromptMatch* match)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  Admission::Verdict JudgeSpans(uint16_t tenant, const LayoutInfo& layout,
+                                const std::vector<Span>& spans)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer SetSpeed(TenantNumber tenant, const EngineSpeed& speed) ABSL_LOCKS_EXCLUDED(state_.mu);
   void TakeSpans(const PromptMatch& match, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
@@ -175,6 +188,37 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CountRead(RestoreJob* job, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
+  // Hints (hint_path.cc).
+  // NotFound when nothing is stored of it.
+  absl::StatusOr<HintedChunks> FindHinted(TenantNumber tenant, const HintTarget& target)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer PrefetchAnswer(const HintedChunks& found) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer ExpectUse(const Expectations::Name& name, const HintedChunks& found,
+                       Expectations::When when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer HintExpect(const Expectations::Name& name, const HintedChunks& found,
+                        const HintItem& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer Demote(const Expectations::Name& name, const HintedChunks& found, HintAction action)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer Retain(const Expectations::Name& name, const HintedChunks& found, const HintItem& item)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  HintAnswer HintChunks(TenantNumber tenant, const HintItem& item) ABSL_LOCKS_EXCLUDED(state_.mu);
+  HintAnswer HintSession(TenantNumber tenant, const HintItem& item) ABSL_LOCKS_EXCLUDED(state_.mu);
+  HintAnswer HintWaiting(TenantNumber tenant, const WaitingRequest& waiting, int64_t ceiling,
+                         std::set<std::string>* names, int64_t* last_place)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  int64_t OldPlaces(TenantNumber tenant, const std::vector<WaitingRequest>& queue,
+                    const std::vector<size_t>& order, std::vector<int64_t>* ceilings)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::vector<HintAnswer> HintQueue(TenantNumber tenant, const std::vector<WaitingRequest>& queue)
+      ABSL_LOCKS_EXCLUDED(state_.mu);
+  static std::string NameOfTarget(const std::string& session, const Prompt& prompt,
+                                  const Fingerprint& layout);
+  Expectations::Changed TellExpected() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  Expectations::Changed TellRetained() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  // It is used now: what was expected of it has come.
+  void FulfilExpectations(TenantNumber tenant, const std::string& session, const Prompt& prompt,
+                          const Fingerprint& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
   // Verify (verify.cc).
   absl::StatusOr<std::vector<ChunkIndex>> ChunksToVerify(TenantNumber tenant,
                                                          const VerifyRequest& request,
@@ -192,12 +236,13 @@ class StoreImpl final : public Store, private SegmentObserver {
   using EndsAt = absl::flat_hash_map<ChunkIndex, std::vector<const std::string*>>;
   void ExplainGpu(uint32_t tenant, const std::vector<Span>& spans, Explanation* out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void ExplainSpans(const std::vector<Span>& spans, const LayoutInfo& layout, Explanation* out)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void ExplainSpans(const std::vector<Span>& spans, const Tenant& tenant, const LayoutInfo& layout,
+                    Explanation* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   absl::Status ExplainPrompt(const Tenant& tenant, const ExplainRequest& request,
                              const LayoutInfo* layout, Explanation* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void Predict(Explanation* out) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void Predict(const LayoutInfo& layout, const Admission::Verdict& verdict, Explanation* out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ExplainNeverSaved(const Tenant& tenant, const LayoutInfo& layout, const Prompt& prompt,
                          const PromptMatch& match, Explanation* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
@@ -222,6 +267,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   SessionInfo InfoOf(const Session& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   std::vector<Span> Slice(const Session& session, uint64_t begin, uint64_t end) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  const Decision* DecisionOf(const ChunkEntry& entry) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   std::string WhyMissing(const ChunkEntry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   GpuResidency gpu_;  // what engines say; its lock is taken after the store's
@@ -238,13 +285,13 @@ class StoreImpl final : public Store, private SegmentObserver {
   // Numbers whose index record has not been written yet; every call tries again.
   std::set<uint16_t> unwritten_tenants_ ABSL_GUARDED_BY(state_.mu);
   std::set<uint16_t> unwritten_layouts_ ABSL_GUARDED_BY(state_.mu);
+  Expectations expectations_ ABSL_GUARDED_BY(state_.mu);
+  Expectations retained_ ABSL_GUARDED_BY(state_.mu);  // by minus the priority
   std::deque<WaitingSave> waiting_saves_ ABSL_GUARDED_BY(state_.mu);
   bool room_made_ ABSL_GUARDED_BY(state_.mu) = false;
   bool stop_ ABSL_GUARDED_BY(state_.mu) = false;
   bool closed_ ABSL_GUARDED_BY(state_.mu) = false;
-  // Measured so far, bytes a second; for predictions. 0: nothing measured yet.
-  double host_bandwidth_ ABSL_GUARDED_BY(state_.mu) = 0;
-  double disk_bandwidth_ ABSL_GUARDED_BY(state_.mu) = 0;
+  Admission admission_ ABSL_GUARDED_BY(state_.mu);
   int64_t opened_ns_ = 0;
   std::thread housekeeper_;
 };

@@ -132,6 +132,14 @@ TEST_F(AdminHttp, BadQueriesAreExplained) {
   EXPECT_THAT(Get("/v1/sessions?colour=red"), HasSubstr("unknown key 'colour'"));
   EXPECT_THAT(Get("/v1/sessions?prefix=%zz"), StartsWith("HTTP/1.1 400"));
   EXPECT_THAT(Get("/v1/sessions?tenant=nobody"), StartsWith("HTTP/1.1 404"));
+  const auto activity = nlohmann::json::parse(BodyOf(Get("/v1/activity?limit=2&after=0")));
+  EXPECT_GT(activity["eviction_window_bytes"], 0);
+  EXPECT_EQ(activity["expected_count"], 0);
+  EXPECT_TRUE(activity["events"].is_array());
+  EXPECT_THAT(Get("/v1/activity?limit=4097"), StartsWith("HTTP/1.1 400"));
+  EXPECT_THAT(Get("/v1/activity?after=-1"), HasSubstr("after: '-1'"));
+  EXPECT_THAT(Get("/v1/activity?colour=red"), HasSubstr("unknown key 'colour'"));
+  EXPECT_THAT(Get("/v1/activity?tenant=nobody"), StartsWith("HTTP/1.1 404"));
   // Asking must not have made it.
   EXPECT_THAT(daemon_.store().ListTenants(), ::testing::Not(::testing::Contains("nobody")));
 }

@@ -11,7 +11,7 @@
 namespace turnkeep::testing {
 namespace {
 
-constexpr int kMessages = 12;
+constexpr int kMessages = 15;
 
 template <typename Message>
 void Decode(std::span<const std::byte> payload) {
@@ -65,8 +65,14 @@ void Run(std::span<const std::byte> input) {
       return Decode<wire::Error>(payload);
     case 10:
       return Decode<wire::Explanation>(payload);
-    default:
+    case 11:
       return Decode<wire::StoreStatus>(payload);
+    case 12:
+      return Decode<wire::HintRequest>(payload);
+    case 13:
+      return Decode<wire::HintReply>(payload);
+    default:
+      return Decode<wire::Activity>(payload);
   }
 }
 
@@ -110,7 +116,23 @@ std::vector<std::string> Seeds() {
                &info);
   wire::TruncateRequest truncate;
   wire::ToWire(TruncateRequest{.session = "s", .drop_begin = 1, .drop_end = 4}, &truncate);
-  return {Seed(0, save, raw), Seed(0, hashed), Seed(1, restore, raw),
+  wire::HintRequest hint;
+  wire::ToWire(HintRequest{.queue = std::vector<WaitingRequest>{{.target = {.session = "s"},
+                                                                 .waited = absl::Seconds(2),
+                                                                 .priority = -3}},
+                           .items = {{.action = HintAction::kExpect,
+                                      .target = {.tokens = tokens, .layout = layout},
+                                      .expected_times = {absl::Seconds(1), absl::Seconds(9)},
+                                      .stop = StopReason::kToolUse}}},
+               &hint);
+  wire::HintReply answers;
+  wire::ToWire(HintReply{.items = {{.outcome = HintOutcome::kMissing, .reason = "none"}}},
+               &answers);
+  wire::Activity activity;
+  wire::ToWire(Activity{.expected = {{.target = "s"}}, .events = {{.number = 2, .why = "w"}}},
+               &activity);
+  return {Seed(14, activity), Seed(12, hint),  Seed(13, answers),
+          Seed(0, save, raw), Seed(0, hashed), Seed(1, restore, raw),
           Seed(2, import),    Seed(7, info),   Seed(5, truncate)};
 }
 

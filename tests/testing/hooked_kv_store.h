@@ -86,6 +86,10 @@ class HookedKvStore : public KvStore {
   absl::StatusOr<SessionDetail> ShowSession(const std::string& name) override {
     return store_->ShowSession(name);
   }
+  HintReply Hint(const HintRequest& request) override { return store_->Hint(request); }
+  absl::StatusOr<Activity> GetActivity(const ActivityRequest& request) override {
+    return store_->GetActivity(request);
+  }
   absl::StatusOr<Explanation> Explain(const ExplainRequest& request) override {
     return store_->Explain(request);
   }

@@ -41,9 +41,12 @@ class MemoryKvStore : public KvStore {
   uint64_t space_tokens = UINT64_MAX;  // what a save or import accepts
   StoreStatus status;
   Explanation explanation;
+  Activity activity;
   std::vector<TreeNode> tree;
   VerifyReport verify_report;
-  std::vector<GpuChunk> gpu;    // as last reported
+  std::vector<GpuChunk> gpu;  // as last reported
+  HintAnswer hint_answer;     // to every part of a hint
+  HintRequest last_hint;
   ExplainRequest last_explain;  // without the borrowed prompt
   std::vector<uint32_t> last_explain_tokens;
 
@@ -67,6 +70,15 @@ class MemoryKvStore : public KvStore {
   absl::StatusOr<std::vector<SessionInfo>> ListSessions(const ListRequest& request) override;
   absl::StatusOr<SessionInfo> StatSession(const std::string& name) override;
   absl::StatusOr<SessionDetail> ShowSession(const std::string& name) override;
+  HintReply Hint(const HintRequest& request) override {
+    last_hint = request;
+    return AnswerAll(request, hint_answer.outcome, hint_answer.reason);
+  }
+  absl::StatusOr<Activity> GetActivity(const ActivityRequest& request) override {
+    Activity now = activity;
+    std::erase_if(now.events, [&](const ActivityEvent& e) { return e.number <= request.after; });
+    return now;
+  }
   absl::StatusOr<Explanation> Explain(const ExplainRequest& request) override;
   absl::StatusOr<std::vector<TreeNode>> Tree(const TreeRequest& request) override;
   absl::StatusOr<VerifyReport> Verify(

@@ -38,6 +38,8 @@ class JsonKeys : public CommandFixture {
     store_.status.histograms = {{"h", "", {1}, {1, 0}, 1}};
     store_.explanation.parts = {{}};
     store_.explanation.gpu = {{}};
+    store_.activity.expected = {{}};
+    store_.activity.events = {{.number = 1}};
     store_.tree = {{.layout = layout_}};
   }
 };
@@ -51,6 +53,7 @@ TEST_F(JsonKeys, AreAllDocumented) {
                                                           {"show", "alice"},
                                                           {"tree"},
                                                           {"explain", "alice"},
+                                                          {"hint", "share", "alice"},
                                                           {"verify"},
                                                           {"top", "--once"},
                                                           {"truncate", "alice", "--drop", "0:4"},

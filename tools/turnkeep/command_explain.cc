@@ -1,5 +1,4 @@
 // turnkeep explain: what a restore would find, and why it would not find the rest.
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -7,6 +6,7 @@
 #include "commands.h"
 #include "core/status.h"
 #include "human.h"
+#include "layout_argument.h"
 #include "sessions.h"
 #include "token_file.h"
 
@@ -19,30 +19,6 @@ struct ExplainOptions {
   std::string layout;
 };
 
-// A fingerprint, its first digits where a session of that layout exists, or a file. Tells the
-// store of a layout from a file, so that it can name the field that differs.
-absl::StatusOr<Fingerprint> ResolveLayout(KvStore& store, const std::string& text) {
-  if (auto whole = Fingerprint::FromHex(text); whole.ok()) return whole;
-  if (std::filesystem::exists(text)) {
-    TK_ASSIGN_OR_RETURN(const KvLayout layout, ReadLayoutFile(text));
-    return store.RegisterLayout(layout);
-  }
-  const bool hex = text.find_first_not_of("0123456789abcdef") == std::string::npos;
-  std::vector<Fingerprint> found;
-  if (hex && text.size() >= 4) {
-    TK_ASSIGN_OR_RETURN(const std::vector<SessionInfo> sessions, ListAll(store, ""));
-    for (const SessionInfo& info : sessions) {
-      const bool known = std::find(found.begin(), found.end(), info.layout) != found.end();
-      if (!known && info.layout.Hex().starts_with(text)) found.push_back(info.layout);
-    }
-  }
-  if (found.size() == 1) return found.front();
-  return InvalidArgument(
-      "--layout: \"{}\" is no file, no fingerprint of 64 digits, and the beginning of the layouts "
-      "of {} kinds of sessions",
-      text, found.size());
-}
-
 void PrintExplanation(const Explanation& explanation, Invocation& invocation) {
   Fields fields;
   fields.Add("context", HumanCount(explanation.token_count) + " tokens");
@@ -52,6 +28,13 @@ void PrintExplanation(const Explanation& explanation, Invocation& invocation) {
   fields.Add("from host", HumanBytes(explanation.host_bytes));
   fields.Add("from disk", HumanBytes(explanation.disk_bytes));
   fields.Add("predicted", HumanSeconds(explanation.predicted_us * 1e-6));
+  if (explanation.recompute_us > 0) {
+    fields.Add("recompute", HumanSeconds(explanation.recompute_us * 1e-6));
+  }
+  if (explanation.declined_tokens > 0) {
+    fields.Add("declined",
+               HumanCount(explanation.declined_tokens) + " tokens: recompute is faster");
+  }
   for (const GpuHolder& holder : explanation.gpu) {
     fields.Add("gpu", fmt::format("{} of {} tokens in engine \"{}\" (pid {}), for itself alone",
                                   HumanBytes(holder.bytes), HumanCount(holder.token_count),

@@ -110,6 +110,7 @@ void AddAllCommands(CommandLine& line) {
   AddTreeCommand(line);
   AddExplainCommand(line);
   AddTopCommand(line);
+  AddHintCommand(line);
   AddSessionCommands(line);
   AddVerifyCommand(line);
   AddFsckCommand(line);

@@ -26,6 +26,7 @@ struct TopOptions {
 struct Sample {
   StoreStatus status;
   std::vector<SessionInfo> sessions;
+  Activity activity;
   int64_t ns = 0;
 };
 
@@ -79,6 +80,39 @@ std::string TierLine(const char* name, const TierStatus& tier) {
                      HumanCount(tier.chunk_count));
 }
 
+// The hinted queue, the windows, and what the placement decided since the last look.
+void PrintActivity(const Activity& activity, Invocation& invocation) {
+  invocation.Print(
+      "prefetch  {} in flight and {} unused of a window of {}, {} chunks wait\n",
+      HumanBytes(activity.prefetch_in_flight_bytes), HumanBytes(activity.prefetch_unused_bytes),
+      HumanBytes(activity.fetch_window_bytes), HumanCount(activity.prefetch_waiting_chunks));
+  invocation.Print("eviction window  {}\n", HumanBytes(activity.eviction_window_bytes));
+  Table expected({{"EXPECTED"},
+                  {"BY"},
+                  {"DUE"},
+                  {"HOST", Align::kRight},
+                  {"DISK", Align::kRight},
+                  {"COMING", Align::kRight}});
+  for (const ExpectedUse& use : activity.expected) {
+    expected.AddRow({use.target, use.queued ? "queue" : "hint",
+                     use.queued || use.due_in_s <= 0 ? "next" : HumanSeconds(use.due_in_s),
+                     HumanBytes(use.host_bytes), HumanBytes(use.disk_bytes),
+                     HumanBytes(use.prefetching_bytes)});
+  }
+  if (!expected.empty()) {
+    invocation.Print("\n{} expected\n", HumanCount(activity.expected_count));
+    invocation.Write(expected.Render(invocation.style()));
+  }
+  Table events({{"WHEN"}, {"WHAT"}, {"CHUNK"}, {"SLOT", Align::kRight}, {"WHY"}});
+  for (const ActivityEvent& event : activity.events) {
+    events.AddRow({HumanAgo(event.unix_s, invocation.now_unix_s()), event.what, event.chunk,
+                   HumanBytes(event.slot_bytes), event.why});
+  }
+  if (events.empty()) return;
+  invocation.Write("\n");
+  invocation.Write(events.Render(invocation.style()));
+}
+
 void PrintSample(const Sample* before, const Sample& now, const TopOptions& options,
                  Invocation& invocation) {
   const StoreStatus& status = now.status;
@@ -91,6 +125,7 @@ void PrintSample(const Sample* before, const Sample& now, const TopOptions& opti
   for (const std::string& warning : status.warnings) {
     invocation.Print("warning: {}\n", Printable(warning));
   }
+  PrintActivity(now.activity, invocation);
   if (before != nullptr) {
     const auto rates = RatesOf(*before, now);
     Table table({{"COUNTER"}, {"PER SECOND", Align::kRight}});
@@ -121,15 +156,25 @@ void WriteJsonLine(const Sample* before, const Sample& now, const TopOptions& op
   const Json json = {{"unix_s", invocation.now_unix_s()},
                      {"status", ToJson(now.status)},
                      {"rates_per_s", std::move(rates)},
-                     {"busiest", std::move(sessions)}};
+                     {"busiest", std::move(sessions)},
+                     {"activity", ToJson(now.activity)}};
   invocation.Write(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
-absl::StatusOr<Sample> TakeSample(KvStore& store, Invocation& invocation) {
+absl::StatusOr<Sample> TakeSample(KvStore& store, const Sample* before, size_t rows,
+                                  Invocation& invocation) {
   Sample sample;
   sample.ns = invocation.environment().clock->NowNs();
   TK_ASSIGN_OR_RETURN(sample.status, store.Status());
   TK_ASSIGN_OR_RETURN(sample.sessions, ListAll(store, ""));
+  ActivityRequest request{.limit = static_cast<uint32_t>(rows)};
+  if (before != nullptr) request.after = before->activity.last_event;
+  TK_ASSIGN_OR_RETURN(sample.activity, store.GetActivity(request));
+  // A daemon that was started again counts from one.
+  if (sample.activity.last_event < request.after) {
+    request.after = 0;
+    TK_ASSIGN_OR_RETURN(sample.activity, store.GetActivity(request));
+  }
   return sample;
 }
 
@@ -138,7 +183,8 @@ absl::StatusOr<ExitCode> RunTop(Invocation& invocation, const TopOptions& option
   const bool live = !options.once && !invocation.json() && invocation.environment().out_is_terminal;
   std::optional<Sample> before;
   for (uint64_t round = 0;; ++round) {
-    auto now = TakeSample(*store, invocation);
+    auto now =
+        TakeSample(*store, before.has_value() ? &*before : nullptr, options.rows, invocation);
     const bool away = now.status().code() == absl::StatusCode::kUnavailable;
     // A daemon that is being started again is waited for; the first answer must come.
     if (!now.ok() && !(away && round > 0)) return now.status();

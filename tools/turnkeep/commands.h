@@ -36,6 +36,7 @@ void AddListCommands(CommandLine& line);     // ls, show          commands_list.
 void AddTreeCommand(CommandLine& line);      // tree              command_tree.cc
 void AddExplainCommand(CommandLine& line);   // explain           command_explain.cc
 void AddSessionCommands(CommandLine& line);  // drop … ttl        commands_session.cc
+void AddHintCommand(CommandLine& line);      // hint              command_hint.cc
 void AddVerifyCommand(CommandLine& line);    // verify            command_verify.cc
 void AddFsckCommand(CommandLine& line);      // fsck              command_fsck.cc
 void AddFileCommands(CommandLine& line);     // export, import    commands_file.cc

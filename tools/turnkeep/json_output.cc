@@ -112,9 +112,41 @@ Json ToJson(const Explanation& explanation) {
           {"host_bytes", explanation.host_bytes},
           {"disk_bytes", explanation.disk_bytes},
           {"predicted_us", explanation.predicted_us},
+          {"recompute_us", explanation.recompute_us},
+          {"declined_tokens", explanation.declined_tokens},
           {"parts", ListOf(explanation.parts)},
           {"gpu", ListOf(explanation.gpu)},
           {"notes", explanation.notes}};
+}
+
+Json ToJson(const Activity& activity) {
+  Json expected = Json::array();
+  for (const ExpectedUse& use : activity.expected) {
+    expected.push_back({{"target", use.target},
+                        {"queued", use.queued},
+                        {"due_in_s", use.due_in_s},
+                        {"host_bytes", use.host_bytes},
+                        {"disk_bytes", use.disk_bytes},
+                        {"prefetching_bytes", use.prefetching_bytes}});
+  }
+  Json events = Json::array();
+  for (const ActivityEvent& event : activity.events) {
+    events.push_back({{"number", event.number},
+                      {"unix_s", event.unix_s},
+                      {"what", event.what},
+                      {"chunk", event.chunk},
+                      {"slot_bytes", event.slot_bytes},
+                      {"why", event.why}});
+  }
+  return {{"expected", std::move(expected)},
+          {"expected_count", activity.expected_count},
+          {"fetch_window_bytes", activity.fetch_window_bytes},
+          {"prefetch_in_flight_bytes", activity.prefetch_in_flight_bytes},
+          {"prefetch_unused_bytes", activity.prefetch_unused_bytes},
+          {"prefetch_waiting_chunks", activity.prefetch_waiting_chunks},
+          {"eviction_window_bytes", activity.eviction_window_bytes},
+          {"events", std::move(events)},
+          {"last_event", activity.last_event}};
 }
 
 Json ToJson(const VerifyReport& report) {

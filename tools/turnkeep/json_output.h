@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/activity.h"
 #include "core/kv_types.h"
 #include "core/session_file.h"
 
@@ -19,6 +20,7 @@ Json ToJson(const SessionInfo& info);
 Json ToJson(const SessionDetail& detail);
 Json ToJson(const TreeNode& node);
 Json ToJson(const Explanation& explanation);
+Json ToJson(const Activity& activity);
 Json ToJson(const VerifyReport& report);
 Json ToJson(const StoreStatus& status);
 Json ToJson(const SessionFileInfo& info);

@@ -1,0 +1,187 @@
+// Never slower than recompute, through a store whose disk reads at a rate of the test's choosing.
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/hint.h"
+#include "disk_tier/block_device.h"
+#include "testing/kv_pattern.h"
+#include "testing/opened_store.h"
+#include "testing/standard_layouts.h"
+#include "testing/temporary_directory.h"
+
+namespace turnkeep::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kTokens = 192;  // three whole chunks
+
+// Every read takes its bytes ÷ rate of the manual clock.
+class ThrottledDevice : public BlockDevice {
+ public:
+  ThrottledDevice(std::unique_ptr<BlockDevice> device, ManualClock* clock, const double* rate)
+      : device_(std::move(device)), clock_(clock), rate_(rate) {}
+
+  absl::Status CreateFile(uint32_t file, uint64_t bytes) override {
+    return device_->CreateFile(file, bytes);
+  }
+  absl::StatusOr<uint64_t> OpenFile(uint32_t file) override { return device_->OpenFile(file); }
+  absl::Status DeleteFile(uint32_t file) override { return device_->DeleteFile(file); }
+  absl::StatusOr<std::vector<DeviceFile>> ListFiles() override { return device_->ListFiles(); }
+  absl::Status Submit(std::span<IoRequest> requests) override {
+    for (IoRequest& request : requests) {
+      if (request.op != IoOp::kRead) continue;
+      request.done = [this, done = std::move(request.done)](const absl::Status& status,
+                                                            uint64_t bytes) mutable {
+        clock_->AdvanceNs(static_cast<int64_t>(static_cast<double>(bytes) / *rate_ * 1e9));
+        done(status, bytes);
+      };
+    }
+    return device_->Submit(requests);
+  }
+  void RegisterMemory(std::span<std::byte> memory) override { device_->RegisterMemory(memory); }
+  void UnregisterMemory(std::span<std::byte> memory) override { device_->UnregisterMemory(memory); }
+  std::string Describe() const override { return device_->Describe(); }
+  BlockDeviceStats Stats() const override { return device_->Stats(); }
+
+ private:
+  const std::unique_ptr<BlockDevice> device_;
+  ManualClock* const clock_;
+  const double* const rate_;
+};
+
+class Decline : public ::testing::Test {
+ protected:
+  // Sessions s0 … s9 on disk, none in host memory. Nothing is prefetched.
+  void SetUp() override {
+    options_ = SmallStoreOptions(directory_.path() + "/data", &clock_);
+    options_.prefetch_share = 0;
+    options_.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
+      return std::make_unique<ThrottledDevice>(std::move(device), &clock_, &rate_);
+    };
+    for (const bool fill : {true, false}) {
+      opened_.reset();
+      auto opened = OpenedStore::Open(options_);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      opened_ = *std::move(opened);
+      ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
+      for (uint64_t i = 0; fill && i < 10; ++i) {
+        const KvContext context = ContextOf(i, kTokens);
+        ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = Name(i), .context = &context}).ok());
+      }
+      if (!fill) continue;
+      ASSERT_TRUE(opened_->Close().ok());
+    }
+    bytes_per_token_ = static_cast<double>(kv().Explain({.session = "s0"})->disk_bytes) / kTokens;
+  }
+  // The engine prefills as many tokens a second as the disk reads at `bytes_per_s`.
+  void EngineKeepsUpWith(double bytes_per_s) {
+    const HintReply reply =
+        kv().Hint({.speeds = {{.layout = pattern_.fingerprint(),
+                               .prefill_tokens_per_s = bytes_per_s / bytes_per_token_,
+                               .copy_bytes_per_s = 1e15}}});
+    ASSERT_EQ(reply.speeds[0].outcome, HintOutcome::kAccepted) << reply.speeds[0].reason;
+  }
+  RestoreOutcome Restore(uint64_t i) {
+    const KvContext context = ContextOf(i, kTokens);
+    const auto restored =
+        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
+    EXPECT_TRUE(restored.ok()) << restored.status();
+    return restored.ok() ? *restored : RestoreOutcome{};
+  }
+  double Count(const std::string& name) {
+    const auto status = kv().Status();
+    for (const NamedCount& count : status->counts) {
+      if (count.name == name) return count.value;
+    }
+    return -1;
+  }
+  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
+  KvStore& kv() { return opened_->kv(); }
+
+  TemporaryDirectory directory_;
+  ManualClock clock_;
+  double rate_ = 1e6;  // bytes a second
+  const KvPattern pattern_{BlockLayout()};
+  StoreOptions options_;
+  double bytes_per_token_ = 0;
+  std::unique_ptr<OpenedStore> opened_;
+};
+
+TEST_F(Decline, WithoutASpeedTheSlowestDiskIsRead) {
+  rate_ = 1;
+  for (uint64_t i = 0; i < 3; ++i) EXPECT_EQ(Restore(i).disk_tokens, kTokens);
+  EXPECT_EQ(Count("restores_declined_total"), 0);
+  EXPECT_EQ(kv().Explain({.session = "s5"})->recompute_us, 0);
+}
+
+TEST_F(Decline, WhatTheDiskIsTooSlowForIsPrefilled) {
+  EngineKeepsUpWith(4e6);  // four times the disk
+  EXPECT_EQ(Restore(0).token_count, kTokens) << "the disk has not been measured";
+  const RestoreOutcome declined = Restore(1);
+  EXPECT_EQ(declined.token_count, 0u);
+  EXPECT_THAT(declined.miss_reason, HasSubstr("declined: loading the next 192 tokens would take"));
+  EXPECT_EQ(Count("restores_declined_total"), 1);
+  EXPECT_EQ(Count("declined_tokens_total"), kTokens);
+  EXPECT_EQ(Restore(0).token_count, kTokens) << "what is in host memory is not slow";
+}
+
+TEST_F(Decline, ADiskThatKeepsUpIsRead) {
+  EngineKeepsUpWith(0.5e6);
+  for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(Restore(i).disk_tokens, kTokens);
+  EXPECT_EQ(Count("restores_declined_total"), 0);
+}
+
+TEST_F(Decline, ARestoreEndsWhereItStopsPaying) {
+  EngineKeepsUpWith(4e6);
+  // The first two chunks of s1 are part's as well, and in host memory once that is restored.
+  ASSERT_TRUE(
+      kv().ForkSession({.source = "s1", .target = "part", .token_count = kTokens * 2 / 3}).ok());
+  const KvContext part = ContextOf(1, kTokens * 2 / 3);
+  ASSERT_EQ(RestoreAndCheck(kv(), pattern_, {.session = "part", .context = &part})->disk_tokens,
+            kTokens * 2 / 3);
+  const RestoreOutcome restored = Restore(1);
+  EXPECT_EQ(restored.token_count, kTokens * 2 / 3);
+  EXPECT_EQ(restored.disk_tokens, 0u);
+  EXPECT_THAT(restored.miss_reason, HasSubstr("declined: loading the next 64 tokens"));
+}
+
+TEST_F(Decline, ExplainGivesBothTimes) {
+  EngineKeepsUpWith(4e6);
+  EXPECT_EQ(Restore(0).token_count, kTokens);
+  const auto explanation = kv().Explain({.session = "s1"});
+  ASSERT_TRUE(explanation.ok()) << explanation.status();
+  EXPECT_EQ(explanation->token_count, kTokens);
+  EXPECT_EQ(explanation->restorable_tokens, 0u);
+  EXPECT_EQ(explanation->declined_tokens, kTokens);
+  EXPECT_NEAR(explanation->recompute_us, kTokens * bytes_per_token_ / 4e6 * 1e6, 1);
+  // Slots have headers and padding beside the pages, so that reading takes a little longer.
+  EXPECT_GT(explanation->predicted_us, 3.9 * explanation->recompute_us);
+  EXPECT_LT(explanation->predicted_us, 5 * explanation->recompute_us);
+  ASSERT_EQ(explanation->parts.size(), 1u);
+  EXPECT_EQ(explanation->parts[0].tier, Tier::kDisk);
+  EXPECT_THAT(explanation->parts[0].reason, HasSubstr("declined"));
+  ASSERT_FALSE(explanation->notes.empty());
+  EXPECT_THAT(explanation->notes.back(), HasSubstr("192 of the stored tokens are declined"));
+  const auto warm = kv().Explain({.session = "s0"});
+  EXPECT_EQ(warm->restorable_tokens, kTokens);
+  EXPECT_EQ(warm->declined_tokens, 0u);
+}
+
+TEST_F(Decline, AMinuteLaterOneRestoreMeasuresAnew) {
+  EngineKeepsUpWith(4e6);
+  EXPECT_EQ(Restore(0).token_count, kTokens);
+  EXPECT_EQ(Restore(1).token_count, 0u);
+  clock_.AdvanceSeconds(61);
+  rate_ = 1e9;
+  EXPECT_EQ(Restore(1).disk_tokens, kTokens) << "as good as the first";
+  EXPECT_EQ(Restore(2).disk_tokens, kTokens) << "the disk has become fast enough";
+}
+
+}  // namespace
+}  // namespace turnkeep::testing

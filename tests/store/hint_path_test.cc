@@ -1,0 +1,298 @@
+// Hints in a store with a disk: the waiting queue orders prefetches and protects what it needs, a
+// restore overtakes prefetches, and what leaves the queue is not brought.
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <absl/time/clock.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/hint.h"
+#include "disk_tier/testing/fault_block_device.h"
+#include "testing/kv_pattern.h"
+#include "testing/opened_store.h"
+#include "testing/standard_layouts.h"
+#include "testing/temporary_directory.h"
+
+namespace turnkeep::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kTokens = 192;  // three whole chunks
+constexpr uint64_t kSessions = 10;
+
+class HintPath : public ::testing::Test {
+ protected:
+  HintPath() : options_(SmallStoreOptions(directory_.path() + "/data", &clock_)) {
+    options_.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
+      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
+      device_ = faulty.get();
+      return faulty;
+    };
+  }
+
+  // Sessions s0 … s9, all on disk and none in host memory.
+  void OpenWithSessions() {
+    Reopen();
+    for (uint64_t i = 0; i < kSessions; ++i) Save(i);
+    session_bytes_ = kv().StatSession("s0")->disk_bytes;
+    ASSERT_GT(session_bytes_, 0u);
+    ASSERT_TRUE(opened_->Close().ok());
+    Reopen();
+    ASSERT_EQ(kv().Status()->host.used_bytes, 0u);
+  }
+  void Reopen() {
+    opened_.reset();
+    auto opened = OpenedStore::Open(options_);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    opened_ = *std::move(opened);
+    ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
+  }
+  void Save(uint64_t i) {
+    const KvContext context = ContextOf(i, kTokens);
+    const auto saved = SaveAll(kv(), pattern_, {.session = Name(i), .context = &context});
+    ASSERT_TRUE(saved.ok()) << saved.status();
+  }
+  RestoreOutcome Restore(uint64_t i) {
+    const KvContext context = ContextOf(i, kTokens);
+    const auto restored =
+        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
+    EXPECT_TRUE(restored.ok()) << restored.status();
+    return restored.ok() ? *restored : RestoreOutcome{};
+  }
+  // The fetch window in sessions.
+  void SetWindow(double sessions) {
+    options_.prefetch_share = (sessions * static_cast<double>(session_bytes_) + 1) /
+                              static_cast<double>(options_.host_bytes);
+    Reopen();
+  }
+
+  std::vector<HintAnswer> Queue(const std::vector<uint64_t>& sessions) {
+    std::vector<WaitingRequest> queue;
+    for (const uint64_t i : sessions) queue.push_back({.target = {.session = Name(i)}});
+    return kv().Hint({.queue = std::move(queue)}).queue;
+  }
+  bool InHost(uint64_t i) { return kv().StatSession(Name(i))->host_bytes == session_bytes_; }
+  bool Absent(uint64_t i) { return kv().StatSession(Name(i))->host_bytes == 0; }
+  double Count(const std::string& name) {
+    double sum = 0;
+    const auto status = kv().Status();
+    for (const NamedCount& count : status->counts) {
+      if (count.name == name) sum += count.value;
+    }
+    return sum;
+  }
+  // Waits for threads of the store; false after ten seconds.
+  bool Eventually(const std::function<bool()>& condition) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    while (absl::Now() < deadline) {
+      if (condition()) return true;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return false;
+  }
+  bool Idle() {
+    return Eventually([&] { return Count("prefetch_in_flight_bytes") == 0; });
+  }
+  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
+  KvStore& kv() { return opened_->kv(); }
+
+  TemporaryDirectory directory_;
+  ManualClock clock_;
+  const KvPattern pattern_{BlockLayout()};
+  StoreOptions options_;
+  FaultBlockDevice* device_ = nullptr;
+  uint64_t session_bytes_ = 0;
+  uint64_t next_ = 0;
+  std::unique_ptr<OpenedStore> opened_;
+};
+
+TEST_F(HintPath, TheQueueIsPrefetchedInItsOrder) {
+  OpenWithSessions();
+  SetWindow(1);
+  const auto answers = Queue({3, 1, 2});
+  ASSERT_EQ(answers.size(), 3u);
+  EXPECT_EQ(answers[0].outcome, HintOutcome::kAccepted) << answers[0].reason;
+  EXPECT_EQ(answers[1].outcome, HintOutcome::kDeferred) << answers[1].reason;
+  EXPECT_THAT(answers[1].reason, HasSubstr(std::to_string(session_bytes_) + " bytes wait"));
+  for (const uint64_t next : {3, 1, 2}) {
+    ASSERT_TRUE(Eventually([&] { return InHost(next); })) << next;
+    ASSERT_TRUE(Idle());
+    for (const uint64_t later : {1, 2}) {
+      const bool waits = next == 3 || (next == 1 && later == 2);
+      EXPECT_TRUE(!waits || Absent(later)) << later;
+    }
+    EXPECT_EQ(Restore(next).disk_tokens, 0u);
+  }
+  EXPECT_EQ(Count("prefetches_used_total"), 9);
+  EXPECT_EQ(Count("prefetches_wasted_total"), 0);
+  EXPECT_EQ(Count("hinted_queue_requests"), 0) << "all have come";
+}
+
+TEST_F(HintPath, PriorityComesBeforeWaitingTime) {
+  OpenWithSessions();
+  SetWindow(1);
+  kv().Hint({.queue = std::vector<WaitingRequest>{
+                 {.target = {.session = "s1"}, .waited = absl::Seconds(1)},
+                 {.target = {.session = "s2"}, .waited = absl::Seconds(5)},
+                 {.target = {.session = "s3"}, .priority = 7}}});
+  for (const uint64_t next : {3, 2, 1}) {
+    ASSERT_TRUE(Eventually([&] { return InHost(next); })) << next;
+    EXPECT_EQ(Restore(next).disk_tokens, 0u);
+  }
+}
+
+TEST_F(HintPath, WhatLeavesTheQueueIsNotBrought) {
+  OpenWithSessions();
+  SetWindow(1);
+  Queue({3, 1});
+  ASSERT_TRUE(Eventually([&] { return InHost(3); }));
+  Queue({2});
+  ASSERT_TRUE(Eventually([&] { return InHost(2); })) << "the window is free for it";
+  ASSERT_TRUE(Idle());
+  EXPECT_TRUE(Absent(1));
+  EXPECT_EQ(Count("prefetches_wasted_total"), 3) << "of session 3";
+  Queue({});
+  EXPECT_EQ(Count("hinted_chunks"), 0);
+}
+
+// With reads held back: of a prefetch that no queue wants any more only what is being read comes.
+TEST_F(HintPath, ADroppedEntryCancelsItsPrefetch) {
+  options_.io_depth = 1;  // about two sessions in flight
+  OpenWithSessions();
+  SetWindow(10);
+  device_->Inject(
+      {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
+  Queue({0, 1, 2, 3, 4, 5, 6, 7});
+  device_->WaitForDelayed(1);
+  const double begun = Count("prefetches_begun_total");
+  EXPECT_LT(begun, 10);
+  Queue({});
+  device_->Release();
+  ASSERT_TRUE(Idle());
+  EXPECT_EQ(Count("prefetches_begun_total"), begun);
+  EXPECT_TRUE(Absent(7));
+}
+
+TEST_F(HintPath, ARestoreOvertakesPrefetches) {
+  OpenWithSessions();
+  SetWindow(10);
+  device_->Inject(
+      {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
+  const KvContext context = ContextOf(5, kTokens);
+  const auto restore = kv().BeginRestore(
+      {.session = "s5", .prompt = {.tokens = context.tokens()}, .layout = pattern_.fingerprint()});
+  ASSERT_TRUE(restore.ok()) << restore.status();
+  device_->WaitForDelayed(1);
+  const auto answers = Queue({0, 1});
+  EXPECT_EQ(answers[0].outcome, HintOutcome::kDeferred) << answers[0].reason;
+  EXPECT_EQ(Count("prefetches_begun_total"), 0) << "while a restore reads";
+  device_->Release();
+  const uint32_t last = static_cast<uint32_t>(BlockLayout().layers.size()) - 1;
+  EXPECT_EQ((*restore)->WaitLayer(last).value_or(0), kTokens);
+  EXPECT_TRUE(Eventually([&] { return InHost(0) && InHost(1); }));
+}
+
+TEST_F(HintPath, APrefetchEvictsTheTailOfTheQueueAndNothingSooner) {
+  options_.host_bytes = 2 * kMiB;  // 27 chunks below the low watermark: nine sessions
+  options_.policy = "look_ahead";
+  options_.prefetch_share = 1;
+  OpenWithSessions();
+  Queue({0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
+  ASSERT_TRUE(Idle());
+  for (uint64_t i = 0; i < 9; ++i) EXPECT_TRUE(InHost(i)) << i;
+  EXPECT_TRUE(Absent(9));
+  const auto answers = Queue({0, 1, 2, 9, 3, 4, 5, 6, 7, 8});
+  EXPECT_EQ(answers[3].outcome, HintOutcome::kAccepted) << answers[3].reason;
+  ASSERT_TRUE(Eventually([&] { return InHost(9); }));
+  for (uint64_t i = 0; i < 8; ++i) EXPECT_TRUE(InHost(i)) << i << " is needed sooner than 8";
+  EXPECT_FALSE(InHost(8));
+}
+
+TEST_F(HintPath, WhatTheQueueNeedsSurvivesASaveThatNeedsRoom) {
+  options_.host_bytes = 2 * kMiB;
+  options_.policy = "look_ahead";
+  options_.prefetch_share = 0.5;
+  OpenWithSessions();
+  Queue({0, 1});
+  ASSERT_TRUE(Eventually([&] { return InHost(0) && InHost(1); }));
+  for (uint64_t i = 100; i < 120; ++i) Save(i);
+  EXPECT_GT(Count("evictions_total"), 20);
+  EXPECT_TRUE(InHost(0));
+  EXPECT_TRUE(InHost(1));
+  Queue({});
+  for (uint64_t i = 120; i < 140; ++i) Save(i);
+  EXPECT_TRUE(Absent(0)) << "nobody expects it any more";
+}
+
+TEST_F(HintPath, RetainedSessionsOutliveOthersUntilTheirTimeIsOver) {
+  options_.host_bytes = 2 * kMiB;
+  OpenWithSessions();
+  EXPECT_EQ(Restore(4).token_count, kTokens);
+  const HintReply reply = kv().Hint({.items = {{.action = HintAction::kRetain,
+                                                .target = {.session = "s4"},
+                                                .ttl = absl::Seconds(60)}}});
+  EXPECT_EQ(reply.items[0].outcome, HintOutcome::kAccepted) << reply.items[0].reason;
+  for (uint64_t i = 100; i < 130; ++i) Save(i);
+  EXPECT_TRUE(InHost(4));
+  clock_.AdvanceNs(61 * int64_t{1'000'000'000});
+  EXPECT_TRUE(Eventually([&] {
+    Save(1000 + next_++);
+    return Absent(4);
+  }));
+}
+
+TEST_F(HintPath, DropSoonTakesWhatOthersDoNotShow) {
+  options_.host_bytes = 2 * kMiB;
+  OpenWithSessions();
+  ASSERT_TRUE(kv().ForkSession({.source = "s0", .target = "fork"}).ok());
+  for (const uint64_t i : {0, 1}) EXPECT_EQ(Restore(i).token_count, kTokens);
+  const HintReply reply =
+      kv().Hint({.items = {{.action = HintAction::kDropSoon, .target = {.session = "s0"}},
+                           {.action = HintAction::kDropSoon, .target = {.session = "s1"}}}});
+  EXPECT_EQ(reply.items[0].outcome, HintOutcome::kClipped);
+  EXPECT_THAT(reply.items[0].reason, HasSubstr("3 of 3 chunks stay for others"));
+  EXPECT_EQ(reply.items[1].outcome, HintOutcome::kAccepted);
+  // s0 is older in the policy's order; s1 goes all the same.
+  for (uint64_t i = 100; i < 120 && InHost(1); ++i) Save(i);
+  EXPECT_FALSE(InHost(1));
+  EXPECT_TRUE(InHost(0));
+  EXPECT_EQ(Restore(1).token_count, kTokens) << "it is on disk";
+}
+
+TEST_F(HintPath, ADroppedSessionTakesItsHintsWithIt) {
+  OpenWithSessions();
+  Queue({0});
+  kv().Hint({.items = {{.action = HintAction::kRetain, .target = {.session = "s0"}},
+                       {.action = HintAction::kExpect,
+                        .target = {.session = "s0"},
+                        .expected_in = absl::Hours(1)}}});
+  ASSERT_TRUE(Idle());
+  const double chunks = Count("chunks");
+  ASSERT_TRUE(kv().DropSession("s0").ok());
+  EXPECT_EQ(Count("hinted_chunks"), 0);
+  EXPECT_EQ(Count("chunks"), chunks - 3);
+  EXPECT_EQ(kv().Status()->host.used_bytes, 0u) << "its copies are free";
+}
+
+TEST_F(HintPath, WhatNobodyFulfilsIsForgotten) {
+  OpenWithSessions();
+  SetWindow(1);
+  kv().Hint({.items = {{.action = HintAction::kExpect,
+                        .target = {.session = "s1"},
+                        .expected_in = absl::Seconds(100)}}});
+  ASSERT_TRUE(Idle());
+  EXPECT_EQ(Count("hinted_chunks"), 3);
+  clock_.AdvanceNs(699 * int64_t{1'000'000'000});
+  Queue({2});
+  EXPECT_EQ(Count("hinted_chunks"), 6);
+  clock_.AdvanceNs(2 * int64_t{1'000'000'000});
+  EXPECT_TRUE(Eventually([&] { return Count("hinted_chunks") == 3; }));
+}
+
+}  // namespace
+}  // namespace turnkeep::testing
