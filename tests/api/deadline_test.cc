@@ -57,7 +57,14 @@ class HeldStore : public Store {
   void ObserveReleasedSegments(std::function<void(uint32_t)> observer) override {
     store_.ObserveReleasedSegments(std::move(observer));
   }
+  std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
+                                           int64_t pid) override {
+    return store_.OpenGpuEngine(tenant, std::move(name), pid);
+  }
   StoreStatus GetStatus() override { return store_.GetStatus(); }
+  Activity GetActivity(TenantNumber tenant, const ActivityRequest& request) override {
+    return store_.GetActivity(tenant, request);
+  }
   std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
                                            const ListRequest& request) override {
     return store_.ListAllSessions(tenant, request);
