@@ -70,6 +70,13 @@ class TidyTest(unittest.TestCase):
         self.finds({"src/core/ids.cc": "#include <boost/asio.hpp>\n"}, "includes",
                    r"boost/asio.hpp> belongs only in src/api, tools")
 
+    def test_asio_in_the_store_is_found_but_for_its_thread_pool(self):
+        include = "#include <boost/asio/{}.hpp>\n"
+        self.finds({"src/store/a.cc": include.format("thread_pool") + include.format("io_context")},
+                   "includes", r"a.cc:2: <boost/asio/io_context.hpp> belongs only in src/api, tools")
+        self.finds({"src/core/a.cc": include.format("thread_pool")}, "includes",
+                   r"asio/thread_pool.hpp> belongs only in src/api, src/store, tools")
+
     def test_rocksdb_outside_the_disk_tier_is_found(self):
         self.finds({"src/core/ids.cc": "#include <rocksdb/db.h>\n"}, "includes", "belongs only in")
 
