@@ -120,7 +120,9 @@ TEST(AttentionShapes, TheRandomSetCoversTheContract) {
   std::set<uint32_t> groups, dims, queries;
   bool drafts = false;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    for (const auto& spec : bench::MakeAttentionShapes({.set = "random", .seed = seed})->cases) {
+    const auto set = bench::MakeAttentionShapes({.set = "random", .seed = seed});
+    ASSERT_TRUE(set.ok()) << set.status();
+    for (const auto& spec : set->cases) {
       types.insert(spec.dtype);
       groups.insert(spec.query_heads / spec.kv_heads);
       dims.insert(spec.head_dim);
