@@ -216,9 +216,10 @@ std::optional<PipelineRates::Prediction> KvBridge::PredictRestore(const RestoreT
   const PagePool* const pool = device_->PoolFor(kv_layout_);
   const uint64_t tokens = std::min(ticket.token_count(), context_tokens - 1);
   uint64_t to_load = 0;
-  for (const RestoredSpan& span : ticket.spans()) {
+  for (size_t i = 0; i < ticket.spans().size(); ++i) {
+    const RestoredSpan& span = ticket.spans()[i];
     if (span.token_begin >= tokens) break;
-    if (pool != nullptr && pool->Contains(span.chunk)) continue;
+    if (pool != nullptr && pool->Contains(ticket.chunk(i))) continue;
     to_load += std::min<uint64_t>(span.token_count, tokens - span.token_begin);
   }
   return device_->rates().Predict({.history_tokens = to_load,

@@ -33,6 +33,7 @@ class ClientRestoreTicket : public RestoreTicket {
   uint64_t token_count() const override { return parts_.state->valid_tokens(); }
   uint64_t generation() const override { return generation_; }
   std::span<const RestoredSpan> spans() const override { return spans_; }
+  const ChunkId& chunk(size_t span) const override { return sources_[span].id; }
   std::string miss_reason() const override { return parts_.state->miss_reason(); }
   absl::StatusOr<uint64_t> WaitLayer(uint32_t layer, absl::Duration deadline) override;
   absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override;
@@ -105,8 +106,7 @@ absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
                     .first_in_chunk = entry.first_in_chunk,
                     .chunk_token_count = entry.chunk_token_count,
                     .stored_position = entry.stored_position,
-                    .tier = static_cast<Tier>(entry.tier),
-                    .chunk = source.id});
+                    .tier = static_cast<Tier>(entry.tier)});
   sources_.push_back(source);
   return absl::OkStatus();
 }

@@ -96,6 +96,8 @@ class RestoreTicket {
   // Generation of the session, 0 when restored by tokens alone.
   virtual uint64_t generation() const = 0;
   virtual std::span<const RestoredSpan> spans() const = 0;
+  // The chunk behind spans()[span]; what the engine's own pool may call it.
+  virtual const ChunkId& chunk(size_t span) const = 0;
   // Why the context's remaining tokens are not restored; empty if all are.
   virtual std::string miss_reason() const = 0;
 

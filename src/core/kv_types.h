@@ -90,7 +90,6 @@ struct RestoredSpan {
   uint32_t chunk_token_count = 0;  // n in the shapes of layout.h
   uint64_t stored_position = 0;    // position the first of them had when it was saved
   Tier tier = Tier::kNone;         // where it was found
-  ChunkId chunk;
 };
 
 // ---- sessions --------------------------------------------------------------------

@@ -70,7 +70,7 @@ void LayerRestore::FindPooled() {
   for (size_t i = 0; i < spans_.size(); ++i) {
     RestoredSpan& span = spans_[i];
     const uint32_t count = span.chunk_token_count;
-    if (pooled_.Find(i, span.chunk, count, *lane_->second)) {
+    if (pooled_.Find(i, ticket_->chunk(i), count, *lane_->second)) {
       span.tier = Tier::kGpu;
       span.stored_position = pooled_.position(i) + span.first_in_chunk;
     }
@@ -81,7 +81,7 @@ void LayerRestore::FindPooled() {
   for (size_t i = 0; i < spans_.size(); ++i) {
     const RestoredSpan& span = spans_[i];
     if (pooled_.found(i)) continue;
-    pooled_.Insert(i, span.chunk, span.chunk_token_count,
+    pooled_.Insert(i, ticket_->chunk(i), span.chunk_token_count,
                    span.stored_position - span.first_in_chunk, *lane_->first);
   }
 }

@@ -113,6 +113,7 @@ class EmbeddedRestore : public RestoreTicket {
   }
   uint64_t generation() const override { return operation_->generation(); }
   std::span<const RestoredSpan> spans() const override { return operation_->spans(); }
+  const ChunkId& chunk(size_t span) const override { return operation_->slots()[span].id; }
   std::string miss_reason() const override {
     absl::MutexLock lock(&shared_->mu);
     return shared_->progress.miss_reason;

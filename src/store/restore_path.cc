@@ -147,8 +147,7 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
                           .first_in_chunk = span.first,
                           .chunk_token_count = entry.token_count,
                           .stored_position = uint64_t{entry.position_base} + span.first,
-                          .tier = entry.InHost() ? Tier::kHost : Tier::kDisk,
-                          .chunk = entry.id});
+                          .tier = entry.InHost() ? Tier::kHost : Tier::kDisk});
     job->slots.push_back(
         {.id = entry.id,
          .epoch = entry.epoch,

@@ -144,6 +144,7 @@ class HookedKvStore : public KvStore {
     uint64_t token_count() const override { return std::min(limit_, ticket_->token_count()); }
     uint64_t generation() const override { return ticket_->generation(); }
     std::span<const RestoredSpan> spans() const override { return ticket_->spans(); }
+    const ChunkId& chunk(size_t span) const override { return ticket_->chunk(span); }
     std::string miss_reason() const override {
       return reason_.empty() ? ticket_->miss_reason() : reason_;
     }

@@ -111,6 +111,7 @@ class MemoryRestore : public RestoreTicket {
   uint64_t token_count() const override { return token_count_; }
   uint64_t generation() const override { return session_.generation; }
   std::span<const RestoredSpan> spans() const override { return spans_; }
+  const ChunkId& chunk(size_t span) const override { return session_.view[span].chunk; }
   std::string miss_reason() const override { return miss_reason_; }
   absl::StatusOr<uint64_t> WaitLayer(uint32_t, absl::Duration) override { return token_count_; }
   absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) override {
