@@ -3,30 +3,16 @@
 #include <charconv>
 #include <map>
 
-#include <nlohmann/json.hpp>
-
 #include "api/admin.h"
+#include "api/status_json.h"
 #include "core/status.h"
 
 namespace turnkeep {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr uint32_t kDefaultPage = 1000;
 constexpr uint32_t kMaxPage = 10'000;
-
-std::string Dump(const Json& json) {
-  // Names are UTF-8 by validation; anything else is shown, not thrown at.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
-Json TierJson(const TierStatus& tier) {
-  return {{"capacity_bytes", tier.capacity_bytes}, {"reserved_bytes", tier.reserved_bytes},
-          {"used_bytes", tier.used_bytes},         {"pinned_bytes", tier.pinned_bytes},
-          {"chunk_count", tier.chunk_count},       {"description", tier.description}};
-}
 
 Json SessionJson(const std::string& tenant, const SessionInfo& info) {
   return {{"tenant", tenant},
@@ -139,36 +125,6 @@ absl::StatusOr<ActivityQuery> ParseActivityQuery(const std::string& text) {
   return query;
 }
 
-Json ActivityJson(const Activity& activity) {
-  Json expected = Json::array();
-  for (const ExpectedUse& use : activity.expected) {
-    expected.push_back({{"target", use.target},
-                        {"queued", use.queued},
-                        {"due_in_s", use.due_in_s},
-                        {"host_bytes", use.host_bytes},
-                        {"disk_bytes", use.disk_bytes},
-                        {"prefetching_bytes", use.prefetching_bytes}});
-  }
-  Json events = Json::array();
-  for (const ActivityEvent& event : activity.events) {
-    events.push_back({{"number", event.number},
-                      {"unix_s", event.unix_s},
-                      {"what", event.what},
-                      {"chunk", event.chunk},
-                      {"slot_bytes", event.slot_bytes},
-                      {"why", event.why}});
-  }
-  return {{"expected", expected},
-          {"expected_count", activity.expected_count},
-          {"fetch_window_bytes", activity.fetch_window_bytes},
-          {"prefetch_in_flight_bytes", activity.prefetch_in_flight_bytes},
-          {"prefetch_unused_bytes", activity.prefetch_unused_bytes},
-          {"prefetch_waiting_chunks", activity.prefetch_waiting_chunks},
-          {"eviction_window_bytes", activity.eviction_window_bytes},
-          {"events", events},
-          {"last_event", activity.last_event}};
-}
-
 // Its number; opening a tenant that does not exist would create it.
 absl::StatusOr<TenantNumber> ExistingTenant(Store& store, const std::string& tenant) {
   const std::vector<std::string> tenants = store.ListTenants();
@@ -189,7 +145,7 @@ AdminAnswer ActivityAnswer(Store& store, const std::string& text) {
   if (!query.ok()) return ErrorAnswer(400, MessageOf(query.status()));
   const auto number = ExistingTenant(store, query->tenant);
   if (!number.ok()) return TenantError(number.status());
-  return {.body = Dump(ActivityJson(store.GetActivity(*number, query->request)))};
+  return {.body = Dump(ToJson(store.GetActivity(*number, query->request)))};
 }
 
 AdminAnswer ErrorAnswer(unsigned status, const std::string& message) {
@@ -210,8 +166,8 @@ AdminAnswer StatusAnswer(Store& store) {
                      {"chunk_count", status.chunk_count},
                      {"open_tickets", status.open_tickets},
                      {"tenants", store.ListTenants()},
-                     {"host", TierJson(status.host)},
-                     {"disk", TierJson(status.disk)},
+                     {"host", ToJson(status.host)},
+                     {"disk", ToJson(status.disk)},
                      {"warnings", status.warnings},
                      {"counts", counts}};
   return {.body = Dump(json)};
