@@ -76,12 +76,14 @@ class ClientRestoreTicket : public RestoreTicket {
 
 absl::Status ClientRestoreTicket::Init(const wire::Frame& frame) {
   TK_ASSIGN_OR_RETURN(const auto plan, wire::Parse<wire::RestorePlan>(frame.payload()));
-  TK_ASSIGN_OR_RETURN(const auto entries,
-                      wire::ParseEntries<wire::RestoreEntry>(frame.raw(), plan.entry_count()));
+  const uint32_t count = plan.entry_count();
+  TK_RETURN_IF_ERROR(wire::CheckEntries<wire::RestoreEntry>(frame.raw(), count));
   generation_ = plan.generation();
-  spans_.reserve(entries.size());
-  sources_.reserve(entries.size());
-  for (const wire::RestoreEntry& entry : entries) TK_RETURN_IF_ERROR(AddSpan(entry));
+  spans_.reserve(count);
+  sources_.reserve(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    TK_RETURN_IF_ERROR(AddSpan(wire::EntryAt<wire::RestoreEntry>(frame.raw(), i)));
+  }
   parts_.state->Update(plan.progress());
   absl::MutexLock lock(&mutex_);
   headers_.resize(spans_.size());

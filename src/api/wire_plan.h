@@ -63,11 +63,23 @@ std::span<const std::byte> AsBytes(const std::vector<Entry>& entries) {
 
 // InvalidArgument unless `raw` is exactly `count` entries.
 template <typename Entry>
+absl::Status CheckEntries(std::span<const std::byte> raw, uint32_t count) {
+  if (raw.size() == uint64_t{count} * sizeof(Entry)) return absl::OkStatus();
+  return InvalidArgument("plan: {} raw bytes for {} entries of {} bytes", raw.size(), count,
+                         sizeof(Entry));
+}
+
+// Entry `index` of checked ones, which may lie unaligned.
+template <typename Entry>
+Entry EntryAt(std::span<const std::byte> raw, size_t index) {
+  Entry entry;
+  std::memcpy(&entry, raw.data() + index * sizeof(Entry), sizeof(Entry));
+  return entry;
+}
+
+template <typename Entry>
 absl::StatusOr<std::vector<Entry>> ParseEntries(std::span<const std::byte> raw, uint32_t count) {
-  if (raw.size() != uint64_t{count} * sizeof(Entry)) {
-    return InvalidArgument("plan: {} raw bytes for {} entries of {} bytes", raw.size(), count,
-                           sizeof(Entry));
-  }
+  TK_RETURN_IF_ERROR(CheckEntries<Entry>(raw, count));
   std::vector<Entry> entries(count);
   if (count != 0) std::memcpy(entries.data(), raw.data(), raw.size());
   return entries;

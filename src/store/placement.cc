@@ -14,6 +14,16 @@ namespace {
 constexpr uint32_t kPreferredScan = 64;
 constexpr uint32_t kAnyScan = 1024;
 
+void Add(uint16_t& count) {
+  TK_CHECK(count != UINT16_MAX);
+  ++count;
+}
+
+void Subtract(uint16_t& count) {
+  TK_CHECK(count != 0);
+  --count;
+}
+
 uint64_t Share(uint64_t capacity, double share) {
   return static_cast<uint64_t>(static_cast<double>(capacity) * share);
 }
@@ -40,6 +50,30 @@ uint64_t Placement::BytesOf(ChunkIndex chunk) const { return states_[chunk].bloc
 void Placement::Handle(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
   const size_t first = actions->size();
   Decide(event, actions);
+  for (size_t i = first; i < actions->size(); ++i) Annotate(event.now_ns, &(*actions)[i]);
+}
+
+void Placement::HandleEach(PlacementEvent event, std::span<const ChunkIndex> chunks,
+                           std::vector<PlacementAction>* actions) {
+  switch (event.kind) {
+    case PlacementEvent::Kind::kTouched:
+      for (const ChunkIndex chunk : chunks) Touched(chunk, event.now_ns);
+      break;
+    case PlacementEvent::Kind::kHostPinned:
+      for (const ChunkIndex chunk : chunks) Add(At(chunk).host_pins);
+      return;
+    case PlacementEvent::Kind::kHostUnpinned:
+      for (const ChunkIndex chunk : chunks) Subtract(At(chunk).host_pins);
+      return;
+    default:
+      for (const ChunkIndex chunk : chunks) {
+        event.chunk = chunk;
+        Handle(event, actions);
+      }
+      return;
+  }
+  const size_t first = actions->size();
+  Pump(event.now_ns, actions);
   for (size_t i = first; i < actions->size(); ++i) Annotate(event.now_ns, &(*actions)[i]);
 }
 
@@ -87,11 +121,7 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
       if (OnDisk(event.chunk)) DropDisk(event.chunk);
       break;
     case Kind::kTouched:
-      NoteUse(event.chunk, /*used=*/true);
-      EndDropSoon(event.chunk, event.now_ns);
-      At(event.chunk).last_use_ns = event.now_ns;
-      host_policy_->Touch(event.chunk, event.now_ns);
-      disk_policy_->Touch(event.chunk, event.now_ns);
+      Touched(event.chunk, event.now_ns);
       break;
     case Kind::kTurnEnded:
       if (event.turn.is_use) NoteUse(event.chunk, /*used=*/true);
@@ -120,6 +150,14 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
   if (MayPrefetchAfter(event.kind)) Pump(event.now_ns, actions);
 }
 
+void Placement::Touched(ChunkIndex chunk, int64_t now_ns) {
+  NoteUse(chunk, /*used=*/true);
+  EndDropSoon(chunk, now_ns);
+  At(chunk).last_use_ns = now_ns;
+  host_policy_->Touch(chunk, now_ns);
+  disk_policy_->Touch(chunk, now_ns);
+}
+
 void Placement::DiskFound(const PlacementEvent& event) {
   State& state = At(event.chunk);
   TK_CHECK((state.flags & kOnDisk) == 0);
@@ -134,34 +172,26 @@ void Placement::DiskFound(const PlacementEvent& event) {
 void Placement::HandleCounts(const PlacementEvent& event) {
   using Kind = PlacementEvent::Kind;
   State& state = At(event.chunk);
-  const auto add = [](uint16_t& count) {
-    TK_CHECK(count != UINT16_MAX);
-    ++count;
-  };
-  const auto subtract = [](uint16_t& count) {
-    TK_CHECK(count != 0);
-    --count;
-  };
   switch (event.kind) {
     case Kind::kHostPinned:
-      return add(state.host_pins);
+      return Add(state.host_pins);
     case Kind::kHostUnpinned:
-      return subtract(state.host_pins);
+      return Subtract(state.host_pins);
     case Kind::kDiskPinned:
-      return add(state.disk_pins);
+      return Add(state.disk_pins);
     case Kind::kDiskUnpinned:
-      return subtract(state.disk_pins);
+      return Subtract(state.disk_pins);
     case Kind::kHeld:
-      return add(state.holds);
+      return Add(state.holds);
     case Kind::kUnheld:
-      return subtract(state.holds);
+      return Subtract(state.holds);
     case Kind::kPinned:
-      add(state.pins);
+      Add(state.pins);
       if (state.pins == 1 && (state.flags & kInHost)) host_.pinned_bytes += BytesOf(event.chunk);
       if (state.pins == 1 && (state.flags & kOnDisk)) disk_.pinned_bytes += BytesOf(event.chunk);
       return;
     case Kind::kUnpinned:
-      subtract(state.pins);
+      Subtract(state.pins);
       if (state.pins == 0 && (state.flags & kInHost)) host_.pinned_bytes -= BytesOf(event.chunk);
       if (state.pins == 0 && (state.flags & kOnDisk)) disk_.pinned_bytes -= BytesOf(event.chunk);
       return;

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -126,6 +127,10 @@ class Placement {
 
   // Appends what has to happen. Evictions are already accounted for when it returns.
   void Handle(const PlacementEvent& event, std::vector<PlacementAction>* actions);
+  // The same for every chunk of a list, in order, whatever `event.chunk` is. A restore touches and
+  // pins some thousand chunks before it answers.
+  void HandleEach(PlacementEvent event, std::span<const ChunkIndex> chunks,
+                  std::vector<PlacementAction>* actions);
 
   struct TierUsage {
     uint64_t capacity_bytes = 0;
@@ -190,6 +195,7 @@ class Placement {
 
   void Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void Annotate(int64_t now_ns, PlacementAction* action) const;
+  void Touched(ChunkIndex chunk, int64_t now_ns);
   void HandleCounts(const PlacementEvent& event);
   void DiskFound(const PlacementEvent& event);
   void HostFilled(const PlacementEvent& event, std::vector<PlacementAction>* actions);

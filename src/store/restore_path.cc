@@ -129,6 +129,8 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
   job->spans.reserve(match.spans.size());
   job->slots.reserve(match.spans.size());
   job->span_states.reserve(match.spans.size());
+  std::vector<ChunkIndex> in_host;
+  in_host.reserve(match.spans.size());
   for (const Span& span : match.spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
     const bool usable = entry.InHost() || (!entry.disk.IsNull() && entry.host.is_null());
@@ -138,7 +140,7 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
     }
     state_.AddOperationRef(span.chunk);
     if (entry.InHost()) {
-      state_.PinHost(span.chunk);
+      in_host.push_back(span.chunk);
     } else {
       state_.Notify(Kind::kDiskPinned, span.chunk);  // until its load is started
     }
@@ -162,6 +164,7 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
     at += span.count;
   }
   job->SetValidTokens(at, std::move(reason));
+  state_.PinHost(in_host);
   // Touched from the last to the first, so that a prefix outlives what depends on it.
   std::vector<ChunkIndex> touched(job->spans.size());
   for (size_t i = 0; i < touched.size(); ++i) {
@@ -233,9 +236,14 @@ void StoreImpl::EndDiskReads(RestoreJob* job) {
 void StoreImpl::ReleaseJob(RestoreJob* job) {
   job->released = true;
   EndDiskReads(job);
+  std::vector<ChunkIndex> in_host;
+  in_host.reserve(job->span_states.size());
+  for (const RestoreJob::SpanState& span : job->span_states) {
+    if (span.host_pinned) in_host.push_back(span.chunk);
+  }
+  state_.UnpinHost(in_host);
   for (size_t i = 0; i < job->span_states.size(); ++i) {
     RestoreJob::SpanState& span = job->span_states[i];
-    if (span.host_pinned) state_.UnpinHost(span.chunk);
     if (span.load) LeaveLoad(span.load, job, i);
     span.load.reset();
     state_.DropOperationRef(span.chunk);

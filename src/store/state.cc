@@ -44,16 +44,11 @@ StoreState::StoreState(StoreOptions store_options, std::unique_ptr<HostArena> ho
       placement(std::move(rules)) {}
 
 void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes) {
-  Notify(kind, chunk, bytes, NowNs());
+  Notify({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = NowNs()});
 }
 
 void StoreState::NotifyAll(Kind kind, std::span<const ChunkIndex> chunks) {
-  const int64_t now_ns = NowNs();
-  for (const ChunkIndex chunk : chunks) Notify(kind, chunk, 0, now_ns);
-}
-
-void StoreState::Notify(Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns) {
-  Notify({.kind = kind, .chunk = chunk, .bytes = bytes, .now_ns = now_ns});
+  NotifyAll({.kind = kind, .now_ns = NowNs()}, chunks);
 }
 
 void StoreState::NotifyExpected(ChunkIndex chunk, int64_t next_use) {
@@ -75,10 +70,25 @@ void StoreState::RefusePrefetch(ChunkIndex chunk) {
 }
 
 void StoreState::Notify(const PlacementEvent& event) {
-  // Carrying out an action may notify again: the list is taken first.
+  std::vector<PlacementAction> actions = TakeActions();
+  placement.Handle(event, &actions);
+  Carry(std::move(actions));
+}
+
+void StoreState::NotifyAll(const PlacementEvent& event, std::span<const ChunkIndex> chunks) {
+  std::vector<PlacementAction> actions = TakeActions();
+  placement.HandleEach(event, chunks, &actions);
+  Carry(std::move(actions));
+}
+
+// Carrying out an action may notify again: the list is taken first.
+std::vector<PlacementAction> StoreState::TakeActions() {
   std::vector<PlacementAction> actions = std::move(actions_);
   actions.clear();
-  placement.Handle(event, &actions);
+  return actions;
+}
+
+void StoreState::Carry(std::vector<PlacementAction> actions) {
   for (const PlacementAction& action : actions) Carry(action);
   actions.clear();
   actions_ = std::move(actions);
@@ -190,19 +200,23 @@ void StoreState::DropSessionRef(ChunkIndex chunk, bool pinned, std::string_view 
   if (entry.operation_refs == 0) Forget(chunk);
 }
 
-void StoreState::PinHost(ChunkIndex chunk) {
-  ChunkEntry& entry = catalog[chunk];
-  TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT16_MAX);
-  ++entry.host_pins;
-  Notify(Kind::kHostPinned, chunk, 0, 0);
+void StoreState::PinHost(std::span<const ChunkIndex> chunks) {
+  for (const ChunkIndex chunk : chunks) {
+    ChunkEntry& entry = catalog[chunk];
+    TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT16_MAX);
+    ++entry.host_pins;
+  }
+  NotifyAll({.kind = Kind::kHostPinned}, chunks);
 }
 
-void StoreState::UnpinHost(ChunkIndex chunk) {
-  ChunkEntry& entry = catalog[chunk];
-  TK_CHECK(entry.host_pins > 0);
-  --entry.host_pins;
-  Notify(Kind::kHostUnpinned, chunk, 0, 0);
-  SettleDamagedHost(chunk);
+void StoreState::UnpinHost(std::span<const ChunkIndex> chunks) {
+  NotifyAll({.kind = Kind::kHostUnpinned}, chunks);
+  for (const ChunkIndex chunk : chunks) {
+    ChunkEntry& entry = catalog[chunk];
+    TK_CHECK(entry.host_pins > 0);
+    --entry.host_pins;
+    SettleDamagedHost(chunk);
+  }
 }
 
 void StoreState::SettleDamagedHost(ChunkIndex chunk) {

@@ -114,8 +114,10 @@ class StoreState {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
   // Restores read the host copy, reads read the disk copy.
-  void PinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void UnpinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void PinHost(std::span<const ChunkIndex> chunks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void UnpinHost(std::span<const ChunkIndex> chunks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void PinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { PinHost({&chunk, 1}); }
+  void UnpinHost(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { UnpinHost({&chunk, 1}); }
 
   // A copy turned out damaged or unreadable: it is dropped (a pinned host copy with its
   // last pin) and counted.
@@ -145,10 +147,12 @@ class StoreState {
   }
 
  private:
-  void Notify(PlacementEvent::Kind kind, ChunkIndex chunk, uint64_t bytes, int64_t now_ns)
+  void NotifyAll(const PlacementEvent& event, std::span<const ChunkIndex> chunks)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Notify(const PlacementEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void LogDecision(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  std::vector<PlacementAction> TakeActions() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Carry(std::vector<PlacementAction> actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Carry(const PlacementAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void FreeHostCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void GiveUpDiskCopy(ChunkIndex chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);

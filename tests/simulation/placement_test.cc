@@ -56,8 +56,7 @@ class Simulation {
         AnswerWrite(random_() % 8 != 0);
         break;
       case 5:
-        Send({.kind = Kind::kTouched, .chunk = index});
-        chunk.keep = std::max(chunk.keep, kPolicyKeep);
+        Use(index);
         break;
       case 6:
         if (chunk.in_host) Toggle(chunk.host_pinned, Kind::kHostPinned, Kind::kHostUnpinned, index);
@@ -149,6 +148,36 @@ class Simulation {
     event.now_ns = now_ns_;
     std::vector<PlacementAction> actions;
     placement_.Handle(event, &actions);
+    Obey(actions);
+  }
+
+  void SendEach(Kind kind, const std::vector<ChunkIndex>& chunks) {
+    std::vector<PlacementAction> actions;
+    placement_.HandleEach({.kind = kind, .now_ns = now_ns_}, chunks, &actions);
+    Obey(actions);
+  }
+
+  // One chunk, or a restore that begins or ends: a list of them is unpinned or pinned, and touched.
+  void Use(ChunkIndex first) {
+    if (random_() % 2 == 0) {
+      chunks_[first].keep = std::max(chunks_[first].keep, kPolicyKeep);
+      return Send({.kind = Kind::kTouched, .chunk = first});
+    }
+    const ChunkIndex end = std::min<ChunkIndex>(kChunks, first + 1 + random_() % 16);
+    const bool begins = random_() % 3 == 0;
+    std::vector<ChunkIndex> touched, toggled;
+    for (ChunkIndex i = first; i < end; ++i) {
+      touched.push_back(i);
+      chunks_[i].keep = std::max(chunks_[i].keep, kPolicyKeep);
+      if (!chunks_[i].in_host || chunks_[i].host_pinned == begins) continue;
+      chunks_[i].host_pinned = begins;
+      toggled.push_back(i);
+    }
+    SendEach(begins ? Kind::kHostPinned : Kind::kHostUnpinned, toggled);
+    SendEach(Kind::kTouched, touched);
+  }
+
+  void Obey(const std::vector<PlacementAction>& actions) {
     std::vector<ChunkIndex> made_room;  // for the prefetch that follows
     for (const PlacementAction& action : actions) {
       if (action.reason == PlacementAction::Reason::kPrefetch) made_room.push_back(action.chunk);
@@ -427,6 +456,23 @@ TEST(PlacementSimulation, TheSameEventsGiveTheSameActions) {
     EXPECT_EQ(one.log(), two.log());
     EXPECT_FALSE(one.log().empty());
   }
+}
+
+TEST(PlacementList, IsTouchedInItsOrder) {
+  Placement placement({.host_capacity_bytes = 4 * kBlockBytes, .high_watermark = 1.0},
+                      *MakePolicy("lru"), *MakePolicy("lru"));
+  std::vector<PlacementAction> actions;
+  for (ChunkIndex chunk = 0; chunk < 4; ++chunk) {
+    placement.Handle({.kind = Kind::kHostReserved, .bytes = kBlockBytes}, &actions);
+    placement.Handle({.kind = Kind::kHostFilled, .chunk = chunk, .bytes = kBlockBytes}, &actions);
+  }
+  const std::vector<ChunkIndex> touched = {2, 0, 1};
+  placement.HandleEach({.kind = Kind::kTouched, .now_ns = 1}, touched, &actions);
+  ASSERT_TRUE(actions.empty());
+  placement.Handle({.kind = Kind::kHostSpaceNeeded, .bytes = 4 * kBlockBytes}, &actions);
+  std::vector<ChunkIndex> gone;
+  for (const PlacementAction& action : actions) gone.push_back(action.chunk);
+  EXPECT_EQ(gone, (std::vector<ChunkIndex>{3, 2, 0, 1}));
 }
 
 }  // namespace
