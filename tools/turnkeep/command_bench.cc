@@ -101,8 +101,7 @@ void Print(const Results& results, Invocation& invocation) {
   add("host_restore_share", results.bandwidth.host_restore, "memcpy of the same pages, one thread");
   add("disk_restore_share", results.bandwidth.disk_restore,
       "raw direct reads, same size and depth");
-  add("disk_load_share", results.bandwidth.disk_load,
-      "the same reads; without the engine's copy");
+  add("disk_load_share", results.bandwidth.disk_load, "the same reads; without the engine's copy");
   add("disk_save_share", results.bandwidth.disk_save, "raw direct writes, same size and depth");
   const bench::AmplificationResult& append = results.amplification;
   shares.AddRow(
