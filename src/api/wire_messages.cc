@@ -189,13 +189,17 @@ void ToWire(const CommitResult& result, CommitReply* out) {
   out->set_token_count(result.token_count);
   out->set_new_chunks(result.new_chunks);
   out->set_new_bytes(result.new_bytes);
+  out->set_not_durable(!result.durable);
+  out->set_note(result.note);
 }
 
 CommitResult FromWire(const CommitReply& message) {
   return {.generation = message.generation(),
           .token_count = message.token_count(),
           .new_chunks = message.new_chunks(),
-          .new_bytes = message.new_bytes()};
+          .new_bytes = message.new_bytes(),
+          .durable = !message.not_durable(),
+          .note = message.note()};
 }
 
 void ToWire(const turnkeep::ForkRequest& request, ForkRequest* out) {

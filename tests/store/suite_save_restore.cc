@@ -301,6 +301,21 @@ TEST_P(KvStoreSuite, APageChangedAfterItWasFinishedIsAMiss) {
   EXPECT_EQ(Restore(pattern, "s", context), context.size());
 }
 
+TEST_P(KvStoreSuite, ACommitThatTheDiskCannotTakeSaysSo) {
+  Open({.disk_bytes = 32 * kKiB});  // less than a chunk
+  const KvPattern pattern = Register(BlockLayout());
+  const KvContext context = ContextOf(1, 64 * 3);
+  const CommitResult saved = Save(pattern, "s", context);
+  EXPECT_FALSE(saved.durable);
+  EXPECT_NE(saved.note, "");
+  EXPECT_EQ(Restore(pattern, "s", context), context.size());
+  Open({});
+  Register(BlockLayout());
+  const CommitResult without = Save(pattern, "s", context);
+  EXPECT_TRUE(without.durable) << "nothing was asked for that could not be kept";
+  EXPECT_EQ(without.note, "");
+}
+
 TEST_P(KvStoreSuite, ACommitNeedsEveryLayer) {
   const KvPattern pattern = Register(BlockLayout());
   const KvContext context = ContextOf(1, 70);
