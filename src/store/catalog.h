@@ -56,7 +56,7 @@ struct ChunkEntry {
   uint16_t layout = 0;
   uint16_t tenant = 0;
   MissingReason missing_reason = MissingReason::kNeverSaved;
-  uint16_t host_pins = 0;         // restores that read the host copy
+  uint32_t host_pins = 0;         // spans of restores that read the host copy
   bool host_damaged : 1 = false;  // not given to anybody any more; freed with its last pin
   bool loading : 1 = false;       // being read from disk into the host tier
   bool hashed : 1 = false;        // identity from an engine's block hash

@@ -14,6 +14,9 @@ using Kind = PlacementEvent::Kind;
 
 namespace {
 
+// A view that grew here has a slice for each chunk and one more for each cut.
+constexpr size_t kMaxSlices = 2 * kMaxSessionTokens / kMinChunkTokens;
+
 absl::Status CheckImport(const ImportRequest& request, const KvLayout& layout) {
   const auto bad = [&](size_t i, const std::string& what) {
     return InvalidArgument("import '{}': chunks[{}]: {}", request.session, i, what);
@@ -39,6 +42,11 @@ absl::Status CheckImport(const ImportRequest& request, const KvLayout& layout) {
       return bad(i, fmt::format("position_base {} is above 2^32", chunk.position_base));
     }
   }
+  if (request.slices.size() > kMaxSlices) {
+    return InvalidArgument("import '{}': {} slices, the limit is {}", request.session,
+                           request.slices.size(), kMaxSlices);
+  }
+  uint64_t tokens = 0;
   for (size_t i = 0; i < request.slices.size(); ++i) {
     const auto& slice = request.slices[i];
     if (slice.chunk_index >= request.chunks.size() || slice.count == 0 ||
@@ -46,6 +54,11 @@ absl::Status CheckImport(const ImportRequest& request, const KvLayout& layout) {
       return InvalidArgument("import '{}': slices[{}] = chunk {} [{}, +{}) is outside its chunk",
                              request.session, i, slice.chunk_index, slice.first, slice.count);
     }
+    tokens += slice.count;
+  }
+  if (tokens > kMaxSessionTokens) {
+    return InvalidArgument("import '{}': {} tokens, the limit is {}", request.session, tokens,
+                           kMaxSessionTokens);
   }
   return absl::OkStatus();
 }
@@ -88,6 +101,11 @@ absl::Status SaveTask::PlanImport(const ImportRequest& request) {
   uint64_t at = 0;
   for (size_t i = 0; i < request.chunks.size(); ++i) {
     const ImportedChunk& from = request.chunks[i];
+    // Before anything is entered in the catalog for it: nobody would take that out again.
+    if (local.contains(from.foreign_id)) {
+      return InvalidArgument("import '{}': chunks[{}] repeats id {}", session_, i,
+                             from.foreign_id.ShortHex());
+    }
     const auto known_parent = local.find(from.foreign_parent);
     ChunkIndex parent = kNoChunk;
     if (!from.parent_is_root && known_parent != local.end()) {
@@ -103,10 +121,7 @@ absl::Status SaveTask::PlanImport(const ImportRequest& request) {
                                                               from.block_hash, from.token_count);
     const ChunkIndex chunk =
         state.catalog.FindOrCreate(id, parent, tenant_->number, layout_->number, from.token_count);
-    if (!local.emplace(from.foreign_id, chunk).second) {
-      return InvalidArgument("import '{}': chunks[{}] repeats id {}", session_, i,
-                             from.foreign_id.ShortHex());
-    }
+    local.emplace(from.foreign_id, chunk);
     const ChunkEntry& entry = state.catalog[chunk];
     if (new_chunks_.empty() && entry.HasData() && entry.session_refs > 0) {
       held_.push_back(chunk);

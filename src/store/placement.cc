@@ -14,12 +14,12 @@ namespace {
 constexpr uint32_t kPreferredScan = 64;
 constexpr uint32_t kAnyScan = 1024;
 
-void Add(uint16_t& count) {
-  TK_CHECK(count != UINT16_MAX);
+void Add(uint32_t& count) {
+  TK_CHECK(count != UINT32_MAX);
   ++count;
 }
 
-void Subtract(uint16_t& count) {
+void Subtract(uint32_t& count) {
   TK_CHECK(count != 0);
   --count;
 }

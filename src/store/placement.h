@@ -175,13 +175,14 @@ class Placement {
     kPrefetched = 32,  // in host memory by a prefetch, not used since
     kTried = 64,       // a prefetch was begun for the present expectation
   };
-  // 32 bytes a chunk, beside the policies' links.
+  // 40 bytes a chunk, beside the policies' links. A view may show one chunk in a hundred thousand
+  // spans, and each of them counts.
   struct State {
     uint32_t blocks = 0;  // slot bytes / kBlockBytes
-    uint16_t pins = 0;
-    uint16_t host_pins = 0;
-    uint16_t disk_pins = 0;
-    uint16_t holds = 0;
+    uint32_t pins = 0;
+    uint32_t host_pins = 0;
+    uint32_t disk_pins = 0;
+    uint32_t holds = 0;
     uint8_t flags = 0;
     int64_t next_use = kNoExpectedUse;
     int64_t last_use_ns = 0;

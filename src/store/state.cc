@@ -203,7 +203,7 @@ void StoreState::DropSessionRef(ChunkIndex chunk, bool pinned, std::string_view 
 void StoreState::PinHost(std::span<const ChunkIndex> chunks) {
   for (const ChunkIndex chunk : chunks) {
     ChunkEntry& entry = catalog[chunk];
-    TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT16_MAX);
+    TK_CHECK(!entry.host.is_null() && entry.host_pins < UINT32_MAX);
     ++entry.host_pins;
   }
   NotifyAll({.kind = Kind::kHostPinned}, chunks);
