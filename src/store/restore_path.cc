@@ -323,25 +323,37 @@ void RestoreTask::CutAtLayer(uint32_t layer) {
         break;
       }
     }
+    store->NoteFinished(job_.get());
   }
   job_->TellObserver();
 }
 
 void RestoreTask::ReportDamage(size_t span, uint32_t layer) {
   if (span >= job_->spans.size()) return;
+  bool held = false;
+  {
+    absl::MutexLock lock(&job_->store_->state_.mu);
+    held = job_->span_states[span].host_pinned;
+  }
+  // The slot of a span that is still being read, or was cut, is not this restore's to look at: by
+  // now it may hold another chunk.
   const ChunkSlot& slot = job_->slots[span];
-  const absl::StatusOr<ChunkHeader> header =
-      DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
-  bool damaged = !header.ok();
-  if (!damaged && layer < job_->layout->layout.layers.size()) {
-    damaged =
-        !VerifyPage(slot.memory, job_->layout->Geometry(slot.token_count), *header, layer).ok();
+  bool damaged = false;
+  if (held) {
+    const absl::StatusOr<ChunkHeader> header =
+        DecodeChunkHeader(slot.memory, slot.id, slot.epoch, slot.root);
+    damaged = !header.ok();
+    if (!damaged && layer < job_->layout->layout.layers.size()) {
+      damaged =
+          !VerifyPage(slot.memory, job_->layout->Geometry(slot.token_count), *header, layer).ok();
+    }
   }
   {
     StoreImpl* store = job_->store_;
     absl::MutexLock lock(&store->state_.mu);
     if (damaged) store->state_.DropDamagedHost(job_->span_states[span].chunk);
     job_->CutAt(job_->spans[span].token_begin, "dropped: its digest did not match");
+    store->NoteFinished(job_.get());
   }
   job_->TellObserver();
 }
