@@ -49,6 +49,8 @@ absl::StatusOr<turnkeep::HintItem> FromWire(const HintItem& message) {
   item.stop = static_cast<StopReason>(message.stop());
   if (message.has_expected_in_us()) item.expected_in = FromMicros(message.expected_in_us());
   for (const int64_t us : message.expected_times_us()) {
+    // One above the limit tells the store as well as a million would.
+    if (item.expected_times.size() > kMaxExpectedTimes) break;
     item.expected_times.push_back(FromMicros(us));
   }
   if (message.has_ttl_us()) item.ttl = FromMicros(message.ttl_us());
@@ -101,6 +103,13 @@ void ToWire(const turnkeep::HintRequest& request, HintRequest* out) {
 }
 
 absl::StatusOr<turnkeep::HintRequest> FromWire(const HintRequest& message) {
+  // Before they are taken apart: an item of two bytes becomes one of hundreds.
+  const size_t count = static_cast<size_t>(message.queue_size()) +
+                       static_cast<size_t>(message.items_size()) +
+                       static_cast<size_t>(message.speeds_size());
+  if (count > kMaxHintItems) {
+    return InvalidArgument("hint: {} items, the limit is {}", count, kMaxHintItems);
+  }
   turnkeep::HintRequest request;
   if (message.replaces_queue()) {
     request.queue.emplace();

@@ -76,6 +76,15 @@ void Expectations::Erase(ByName::iterator it, const Changed& changed) {
   Unlink(entry.chunks, entry.when.next_use, changed);
 }
 
+void Expectations::Rename(const Name& from, const Name& to, const Changed& changed) {
+  const auto it = by_name_.find(from);
+  if (it == by_name_.end()) return;
+  // The new name comes before the old one goes: the chunks are kept.
+  const Entry entry = it->second;
+  Set(to, entry.when, entry.chunks, changed);
+  Erase(from, changed);
+}
+
 void Expectations::Advance(int64_t now_ns, const Changed& changed) {
   while (!due_.empty() && due_.begin()->first <= now_ns) {
     const auto it = by_name_.find(due_.begin()->second);

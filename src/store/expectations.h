@@ -49,6 +49,8 @@ class Expectations {
   void Set(const Name& name, When when, std::span<const ChunkIndex> chunks, const Changed& changed);
   // No such name is no error.
   void Erase(const Name& name, const Changed& changed);
+  // Nor is it here; what `to` stood for is replaced.
+  void Rename(const Name& from, const Name& to, const Changed& changed);
   // Forgets what has expired, and moves on what has a distribution and did not come.
   void Advance(int64_t now_ns, const Changed& changed);
 

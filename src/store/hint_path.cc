@@ -131,7 +131,8 @@ HintAnswer StoreImpl::ExpectUse(const Expectations::Name& name, const HintedChun
     return Answer(HintOutcome::kRejected,
                   fmt::format("{} expectations are kept at most", kMaxExpectations));
   }
-  if (expectations_.link_count() + found.chunks.size() > kMaxExpectedChunks) {
+  const uint64_t replaced = before == nullptr ? 0 : before->chunks.size();
+  if (expectations_.link_count() - replaced + found.chunks.size() > kMaxExpectedChunks) {
     return Answer(HintOutcome::kRejected,
                   fmt::format("{} chunks are expected already, the limit is {}",
                               expectations_.link_count(), kMaxExpectedChunks));
@@ -236,8 +237,10 @@ HintAnswer StoreImpl::Retain(const Expectations::Name& name, const HintedChunks&
     return Answer(HintOutcome::kRejected,
                   fmt::format("ttl {} is not positive", absl::FormatDuration(*item.ttl)));
   }
-  if ((retained_.Find(name) == nullptr && retained_.size() >= kMaxExpectations) ||
-      retained_.link_count() + found.chunks.size() > kMaxExpectedChunks) {
+  const Expectations::Entry* before = retained_.Find(name);
+  const uint64_t replaced = before == nullptr ? 0 : before->chunks.size();
+  if ((before == nullptr && retained_.size() >= kMaxExpectations) ||
+      retained_.link_count() - replaced + found.chunks.size() > kMaxExpectedChunks) {
     return Answer(
         HintOutcome::kRejected,
         fmt::format("{} retained prefixes of {} chunks are kept, the limits are {} and {}",
@@ -259,7 +262,8 @@ HintAnswer StoreImpl::Retain(const Expectations::Name& name, const HintedChunks&
     const Session* session = state_.sessions.Find(name.tenant, item.target.session);
     const int64_t expires_s = session == nullptr ? 0 : session->expires_unix_s();
     const int64_t until_s =
-        state_.UnixSeconds() + absl::ToInt64Seconds(item.ttl.value_or(kFurthestHint));
+        state_.UnixSeconds() +
+        absl::ToInt64Seconds(std::min(item.ttl.value_or(kFurthestHint), kFurthestHint));
     if (item.ttl && expires_s != 0 && expires_s < until_s) {
       return Answer(HintOutcome::kClipped,
                     fmt::format("the session itself ends at {}", UnixTimeText(expires_s)));
@@ -400,6 +404,16 @@ void StoreImpl::FulfilExpectations(TenantNumber tenant, const std::string& sessi
   const std::string what = NameOfTarget(session, prompt, layout);
   expectations_.Erase({number, Expectations::Source::kQueue, what}, TellExpected());
   expectations_.Erase({number, Expectations::Source::kHint, what}, TellExpected());
+}
+
+// What was said of a session goes on being said of it.
+void StoreImpl::RenameHints(uint16_t tenant, const std::string& from, const std::string& to) {
+  using Source = Expectations::Source;
+  for (const Source source : {Source::kQueue, Source::kHint}) {
+    expectations_.Rename({tenant, source, "s" + from}, {tenant, source, "s" + to}, TellExpected());
+  }
+  retained_.Rename({tenant, Source::kHint, "s" + from}, {tenant, Source::kHint, "s" + to},
+                   TellRetained());
 }
 
 // ---- the call --------------------------------------------------------------------

@@ -238,6 +238,7 @@ absl::StatusOr<SessionInfo> StoreImpl::RenameSession(TenantNumber tenant, const 
     }
     state_.RememberSession(session->tenant, from, "was renamed");
     state_.sessions.Rename(session, to);
+    RenameHints(session->tenant, from, to);
     ++session->generation;
     info = InfoOf(*session);
     PersistSession(session, session->spans.size(), persisted.Callback());

@@ -188,8 +188,7 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CountRead(RestoreJob* job, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
-  // Hints (hint_path.cc).
-  // NotFound when nothing is stored of it.
+  // Hints (hint_path.cc). FindHinted is NotFound when nothing is stored of it.
   absl::StatusOr<HintedChunks> FindHinted(TenantNumber tenant, const HintTarget& target)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   HintAnswer PrefetchAnswer(const HintedChunks& found) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
@@ -218,6 +217,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   // It is used now: what was expected of it has come.
   void FulfilExpectations(TenantNumber tenant, const std::string& session, const Prompt& prompt,
                           const Fingerprint& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void RenameHints(uint16_t tenant, const std::string& from, const std::string& to)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
 
   // Verify (verify.cc).
   absl::StatusOr<std::vector<ChunkIndex>> ChunksToVerify(TenantNumber tenant,

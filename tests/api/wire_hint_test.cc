@@ -145,6 +145,30 @@ TEST(WireHint, UnknownNumbersAreRefusedByName) {
   EXPECT_EQ(wire::FromWire(message).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// Two bytes of a frame are an item: without the limit a frame of 72 MiB would become gigabytes.
+TEST(WireHint, MoreItemsThanOneHintMayHaveAreNotTakenApart) {
+  wire::HintRequest message;
+  message.set_replaces_queue(true);
+  for (size_t i = 0; i < kMaxHintItems - 1; ++i)
+    message.add_queue()->mutable_target()->set_session("s");
+  message.add_items()->mutable_target()->set_session("s");
+  EXPECT_TRUE(wire::FromWire(message).ok());
+  message.add_speeds();
+  const auto refused = wire::FromWire(message);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(refused.status().message().find("16385 items"), std::string::npos);
+}
+
+TEST(WireHint, OfTooManyExpectedTimesOneTooManyComesThrough) {
+  wire::HintRequest message;
+  wire::HintItem* item = message.add_items();
+  item->mutable_target()->set_session("s");
+  for (int i = 0; i < 100'000; ++i) item->add_expected_times_us(i);
+  const auto came = wire::FromWire(message);
+  ASSERT_TRUE(came.ok()) << came.status();
+  EXPECT_EQ(came->items[0].expected_times.size(), kMaxExpectedTimes + 1) << "the store refuses it";
+}
+
 TEST(WireHint, AnswersComeBackAndStrangeOutcomesAreRejections) {
   wire::HintReply message;
   wire::ToWire(HintReply{.queue = {{.outcome = HintOutcome::kClipped, .reason = "half"}},

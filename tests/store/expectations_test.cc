@@ -55,6 +55,20 @@ TEST_F(ExpectationsTest, ASecondOneOfTheNameReplacesTheFirst) {
   EXPECT_EQ(expectations_.queue_count(), 1u);
 }
 
+TEST_F(ExpectationsTest, ARenamedOneReplacesWhatTheNameStoodFor) {
+  Set("a", 30, {1, 2});
+  Set("b", 10, {2, 3});
+  soonest_.clear();
+  expectations_.Rename({0, Source::kQueue, "a"}, {0, Source::kQueue, "b"}, Tell());
+  expectations_.Rename({0, Source::kQueue, "nobody"}, {0, Source::kQueue, "b"}, Tell());
+  EXPECT_EQ(soonest_, (std::map<ChunkIndex, int64_t>{{2, 30}, {3, kNoExpectedUse}}));
+  EXPECT_EQ(kept_, (std::set<ChunkIndex>{1, 2}));
+  EXPECT_EQ(expectations_.Find({0, Source::kQueue, "a"}), nullptr);
+  EXPECT_EQ(expectations_.size(), 1u);
+  EXPECT_EQ(expectations_.queue_count(), 1u);
+  EXPECT_EQ(expectations_.link_count(), 2u);
+}
+
 TEST_F(ExpectationsTest, WhatIsToldAgainUnchangedTellsNobody) {
   Set("a", 30, {1, 2});
   soonest_.clear();

@@ -197,6 +197,22 @@ TEST_F(HintPath, ARestoreOvertakesPrefetches) {
   EXPECT_TRUE(Eventually([&] { return InHost(0) && InHost(1); }));
 }
 
+// Its engine may keep the ticket for as long as it computes.
+TEST_F(HintPath, ARestoreThatWasCutHoldsUpNoPrefetch) {
+  OpenWithSessions();
+  SetWindow(10);
+  device_->Inject(
+      {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
+  const auto restore = kv().BeginRestore({.session = "s5", .layout = pattern_.fingerprint()});
+  ASSERT_TRUE(restore.ok()) << restore.status();
+  device_->WaitForDelayed(1);
+  EXPECT_EQ((*restore)->WaitLayer(0, absl::ZeroDuration()).value_or(1), 0u);
+  Queue({0});
+  EXPECT_GT(Count("prefetches_begun_total"), 0);
+  device_->Release();
+  EXPECT_TRUE(Eventually([&] { return InHost(0); }));
+}
+
 TEST_F(HintPath, APrefetchEvictsTheTailOfTheQueueAndNothingSooner) {
   options_.host_bytes = 2 * kMiB;  // 27 chunks below the low watermark: nine sessions
   options_.policy = "look_ahead";
@@ -277,6 +293,78 @@ TEST_F(HintPath, ADroppedSessionTakesItsHintsWithIt) {
   EXPECT_EQ(Count("hinted_chunks"), 0);
   EXPECT_EQ(Count("chunks"), chunks - 3);
   EXPECT_EQ(kv().Status()->host.used_bytes, 0u) << "its copies are free";
+}
+
+TEST_F(HintPath, ARenamedSessionTakesItsHintsAlong) {
+  OpenWithSessions();
+  SetWindow(0);
+  Queue({0});
+  kv().Hint({.items = {{.action = HintAction::kRetain, .target = {.session = "s0"}},
+                       {.action = HintAction::kExpect,
+                        .target = {.session = "s0"},
+                        .expected_in = absl::Hours(1)}}});
+  const double chunks = Count("chunks");
+  ASSERT_TRUE(kv().RenameSession("s0", "other").ok());
+  EXPECT_EQ(Count("hinted_chunks"), 3);
+  EXPECT_EQ(Count("retained_chunks"), 3);
+  const KvContext context = ContextOf(0, kTokens);
+  ASSERT_TRUE(RestoreAndCheck(kv(), pattern_, {.session = "other", .context = &context}).ok());
+  EXPECT_EQ(Count("hinted_queue_requests"), 0) << "what was expected of it has come";
+  EXPECT_EQ(Count("hinted_chunks"), 0);
+  ASSERT_TRUE(kv().DropSession("other").ok());
+  EXPECT_EQ(Count("retained_chunks"), 0);
+  EXPECT_EQ(Count("chunks"), chunks - 3);
+}
+
+// As many chunks in all as hints may make the store keep: 4096 sessions of 1024 chunks.
+TEST_F(HintPath, HintsKeepSoManyChunksAndNoMore) {
+  const KvPattern tiny(TinyLayout());
+  options_.data_dir.clear();
+  Reopen();
+  ASSERT_TRUE(kv().RegisterLayout(TinyLayout()).ok());
+  const KvContext context = ContextOf(1, 16 * 1024);
+  ASSERT_TRUE(SaveAll(kv(), tiny, {.session = Name(0), .context = &context}).ok());
+  std::vector<uint64_t> sessions = {0};
+  for (uint64_t i = 1; i <= 4096; ++i) {
+    ASSERT_TRUE(kv().ForkSession({.source = Name(0), .target = Name(i)}).ok());
+    sessions.push_back(i);
+  }
+  const auto answers = Queue(sessions);
+  EXPECT_EQ(answers[4095].outcome, HintOutcome::kAccepted) << answers[4095].reason;
+  EXPECT_EQ(answers[4096].outcome, HintOutcome::kRejected);
+  EXPECT_THAT(answers[4096].reason, HasSubstr("4194304 chunks are expected already"));
+  EXPECT_EQ(Count("hinted_queue_requests"), 4096);
+  // What takes the place of its like may be told again.
+  sessions.resize(2);
+  const HintReply again =
+      kv().Hint({.items = {{.action = HintAction::kPrefetch, .target = {.session = Name(0)}}}});
+  EXPECT_EQ(again.items[0].outcome, HintOutcome::kRejected) << "a second expectation of it";
+  EXPECT_EQ(Queue(sessions)[1].outcome, HintOutcome::kAccepted);
+}
+
+// Of names, too: each of these prompts begins with the stored chunk and ends in another token.
+TEST_F(HintPath, HintsKeepSoManyNamesAndNoMore) {
+  options_.data_dir.clear();
+  Reopen();
+  const KvContext context = ContextOf(1, 64);
+  ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = "s", .context = &context}).ok());
+  for (const HintAction action : {HintAction::kPrefetch, HintAction::kRetain}) {
+    SCOPED_TRACE(NameOf(action));
+    uint32_t last = 0;
+    for (uint64_t i = 0; i < 4; ++i) {
+      std::vector<HintItem> items(kMaxHintItems, {.action = action,
+                                                  .target = {.tokens = context.tokens(),
+                                                             .layout = pattern_.fingerprint()}});
+      for (HintItem& item : items) item.target.tokens.push_back(last++);
+      EXPECT_EQ(kv().Hint({.items = items}).items.back().outcome, HintOutcome::kClipped);
+    }
+    HintItem item{.action = action,
+                  .target = {.tokens = context.tokens(), .layout = pattern_.fingerprint()}};
+    EXPECT_EQ(kv().Hint({.items = {item}}).items[0].outcome, HintOutcome::kRejected);
+    item.target.tokens.push_back(0);
+    EXPECT_EQ(kv().Hint({.items = {item}}).items[0].outcome, HintOutcome::kClipped)
+        << "a name that is kept may be told again";
+  }
 }
 
 TEST_F(HintPath, WhatNobodyFulfilsIsForgotten) {

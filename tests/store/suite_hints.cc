@@ -125,10 +125,12 @@ TEST_P(KvStoreSuite, RetainIsBoundedAndClipped) {
   item.ttl = absl::ZeroDuration();
   EXPECT_EQ(Outcome(kv(), item), "rejected");
   ASSERT_TRUE(kv().SetSessionTtl("s", absl::Minutes(1)).ok());
-  item.ttl = absl::Hours(1);
-  const HintAnswer answer = One(kv(), item);
-  EXPECT_EQ(answer.outcome, HintOutcome::kClipped);
-  EXPECT_THAT(answer.reason, HasSubstr("the session itself ends at"));
+  for (const absl::Duration ttl : {absl::Hours(1), absl::InfiniteDuration()}) {
+    item.ttl = ttl;
+    const HintAnswer answer = One(kv(), item);
+    EXPECT_EQ(answer.outcome, HintOutcome::kClipped) << ttl;
+    EXPECT_THAT(answer.reason, HasSubstr("the session itself ends at"));
+  }
 }
 
 TEST_P(KvStoreSuite, ExpectedTimesAreADistribution) {
