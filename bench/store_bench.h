@@ -36,6 +36,7 @@ struct Share {
 struct BandwidthResult {
   Share host_restore;  // verified restore host tier → engine buffer ÷ memcpy, one thread
   Share disk_restore;  // cold restore from disk → engine buffer ÷ raw direct reads
+  Share disk_load;     // the same without the engine's copy: verified in host memory
   Share disk_save;     // a stream of durable saves ÷ raw direct writes
   std::string device;  // what the disk tier used
   uint64_t page_bytes = 0;

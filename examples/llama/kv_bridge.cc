@@ -82,16 +82,22 @@ KvBridge::KvBridge(KvStore* store, Engine* engine, Options options)
 
 KvBridge::~KvBridge() { (void)Finish(); }
 
-absl::Status KvBridge::Greet(const Sequence& sequence) {
-  if (compute_ == nullptr) {
-    TK_ASSIGN_OR_RETURN(compute_, device_->device().NewStream());
-  }
+absl::Status KvBridge::BeginTurn(const Sequence& sequence) {
   kv_layout_ = LayoutOf(*engine_, sequence.cache()->options(), options_.chunk_tokens);
+  layout_ = FingerprintOf(kv_layout_);
+  saved_tokens_ = 0;
+  spans_.clear();
+  predicted_.reset();
+  if (compute_ != nullptr) return absl::OkStatus();
+  TK_ASSIGN_OR_RETURN(compute_, device_->device().NewStream());
+  return absl::OkStatus();
+}
+
+absl::Status KvBridge::Greet() {
   TK_ASSIGN_OR_RETURN(layout_, store_->RegisterLayout(kv_layout_));
   const absl::StatusOr<SessionInfo> info = store_->StatSession(options_.session);
   if (!info.ok() && !absl::IsNotFound(info.status())) return info.status();
   generation_ = info.ok() ? info->generation : 0;
-  saved_tokens_ = 0;
   return absl::OkStatus();
 }
 
@@ -115,11 +121,8 @@ absl::StatusOr<KvBridge::Report> KvBridge::Prefill(Sequence* sequence,
   (void)Finish();
   if (context.empty()) return InvalidArgument("prefill: no tokens");
   TK_RETURN_IF_ERROR(sequence->Reserve(context.size()));
-  const absl::Status greeted = Greet(*sequence);
-  usable_ = greeted.ok();
-  if (!usable_) options_.log(fmt::format("no store: {}", MessageOf(greeted)));
-  miss_reason_ = usable_ ? "" : "no store";
-  if (usable_) BeginLoad(*sequence, context);
+  TK_RETURN_IF_ERROR(BeginTurn(*sequence));
+  BeginRestoring(*sequence, context);
   Report report;
   uint64_t start = 0;
   const absl::Status status = RunPasses(sequence, context, logits, &start, &report);
@@ -190,20 +193,39 @@ void KvBridge::EndRestore(uint64_t tokens, Report* report) {
   restore_.reset();
 }
 
-// The last token is always computed: its logits are what the turn needs.
-void KvBridge::BeginLoad(const Sequence& sequence, std::span<const uint32_t> context) {
-  if (context.size() < 2) return;
-  std::unique_ptr<RestoreTicket> ticket = BeginRestore(options_.session, context);
-  if (ticket == nullptr) return;
-  if (ticket->generation() != 0) generation_ = ticket->generation();
-  miss_reason_ = ticket->miss_reason();
-  if (ticket->token_count() == 0) {
-    // Another session may have the same beginning.
-    std::unique_ptr<RestoreTicket> shared = BeginRestore("", context);
-    if (shared == nullptr || shared->token_count() == 0) return;
-    ticket = std::move(shared);
-    miss_reason_ = ticket->miss_reason();
+std::optional<PooledContexts::Found> KvBridge::FindPooled(std::span<const uint32_t> context) const {
+  const PagePool* const pool = device_->PoolFor(kv_layout_);
+  if (pool == nullptr || context.size() < 2) return std::nullopt;
+  // The last token is always computed: its logits are what the turn needs.
+  return device_->ContextsOf(store_).Find(*pool, {.session = options_.session,
+                                                  .layout = layout_,
+                                                  .tokens = context,
+                                                  .max_tokens = context.size() - 1});
+}
+
+void KvBridge::BeginRestoring(const Sequence& sequence, std::span<const uint32_t> context) {
+  const std::optional<PooledContexts::Found> pooled = FindPooled(context);
+  if (pooled && pooled->complete) {
+    usable_ = true;
+    generation_ = pooled->generation;
+    miss_reason_ = pooled->token_count + 1 < context.size() ? "the session ends there" : "";
+    return RestorePooled(sequence, *pooled, context.size());
   }
+  const absl::Status greeted = Greet();
+  usable_ = greeted.ok();
+  if (!usable_) options_.log(fmt::format("no store: {}", MessageOf(greeted)));
+  miss_reason_ = usable_ ? "" : "no store";
+  std::unique_ptr<RestoreTicket> ticket =
+      usable_ && context.size() > 1 ? BeginLoad(context) : nullptr;
+  const uint64_t stored = ticket == nullptr ? 0 : ticket->token_count();
+  // With the store at hand, a truncated context counts as long as the session still shows it.
+  const bool fits = pooled && (pooled->plain || !usable_ || pooled->generation == generation_);
+  if (fits && pooled->token_count > stored) {
+    ticket.reset();
+    if (pooled->token_count + 1 == context.size()) miss_reason_.clear();
+    return RestorePooled(sequence, *pooled, context.size());
+  }
+  if (ticket == nullptr) return;
   const absl::Status started = StartRestore(sequence, std::move(ticket), context.size());
   if (started.ok()) return;
   miss_reason_ = MessageOf(started);
@@ -211,32 +233,66 @@ void KvBridge::BeginLoad(const Sequence& sequence, std::span<const uint32_t> con
   restore_.reset();
 }
 
-std::optional<PipelineRates::Prediction> KvBridge::PredictRestore(const RestoreTicket& ticket,
+void KvBridge::RestorePooled(const Sequence& sequence, const PooledContexts::Found& found,
+                             uint64_t context_tokens) {
+  spans_ = found.spans;
+  const absl::Status started = [&]() -> absl::Status {
+    TK_ASSIGN_OR_RETURN(restore_mover_, MakeMover(sequence));
+    TK_ASSIGN_OR_RETURN(restore_,
+                        LayerRestore::StartPooled(device_->device(), kv_layout_, found.spans,
+                                                  RestoreOptions(found.spans, context_tokens)));
+    return restore_->Bind(*restore_mover_);
+  }();
+  if (started.ok()) return;
+  miss_reason_ = MessageOf(started);
+  options_.log(fmt::format("restore from the page pool: {}", miss_reason_));
+  restore_.reset();
+}
+
+std::unique_ptr<RestoreTicket> KvBridge::BeginLoad(std::span<const uint32_t> context) {
+  std::unique_ptr<RestoreTicket> ticket = BeginRestore(options_.session, context);
+  if (ticket == nullptr) return nullptr;
+  if (ticket->generation() != 0) generation_ = ticket->generation();
+  miss_reason_ = ticket->miss_reason();
+  if (ticket->token_count() == 0) {
+    // Another session may have the same beginning.
+    std::unique_ptr<RestoreTicket> by_tokens = BeginRestore("", context);
+    if (by_tokens == nullptr || by_tokens->token_count() == 0) return nullptr;
+    ticket = std::move(by_tokens);
+    miss_reason_ = ticket->miss_reason();
+  }
+  return ticket;
+}
+
+std::optional<PipelineRates::Prediction> KvBridge::PredictRestore(const ContextSpans& spans,
                                                                   uint64_t context_tokens) const {
   const PagePool* const pool = device_->PoolFor(kv_layout_);
-  const uint64_t tokens = std::min(ticket.token_count(), context_tokens - 1);
+  const uint64_t tokens = TokensOf(spans);
   uint64_t to_load = 0;
-  for (size_t i = 0; i < ticket.spans().size(); ++i) {
-    const RestoredSpan& span = ticket.spans()[i];
-    if (span.token_begin >= tokens) break;
-    if (pool != nullptr && pool->Contains(ticket.chunk(i))) continue;
-    to_load += std::min<uint64_t>(span.token_count, tokens - span.token_begin);
-  }
+  for (const ContextSpan& span : spans)
+    if (pool == nullptr || !pool->Contains(span.chunk)) to_load += span.token_count;
   return device_->rates().Predict({.history_tokens = to_load,
                                    .new_tokens = context_tokens - tokens,
                                    .layers = engine_->model().config().layers,
                                    .budget_bytes = device_->options().restore_bytes});
 }
 
-absl::Status KvBridge::StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
-                                    uint64_t context_tokens) {
-  TK_ASSIGN_OR_RETURN(restore_mover_, MakeMover(sequence));
+LayerRestoreOptions KvBridge::RestoreOptions(const ContextSpans& spans, uint64_t context_tokens) {
   LayerRestoreOptions options{.buffer_bytes = device_->options().restore_bytes,
                               .max_tokens = context_tokens - 1,
                               .lanes = &device_->lanes(),
                               .pool = device_->PoolFor(kv_layout_)};
-  predicted_ = PredictRestore(*ticket, context_tokens);
+  predicted_ = PredictRestore(spans, context_tokens);
   if (predicted_.has_value()) options.buffer_bytes = predicted_->buffer_bytes;
+  return options;
+}
+
+absl::Status KvBridge::StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
+                                    uint64_t context_tokens) {
+  TK_ASSIGN_OR_RETURN(restore_mover_, MakeMover(sequence));
+  const uint64_t tokens = std::min(ticket->token_count(), context_tokens - 1);
+  spans_ = LeadingSpans(SpansOf(*ticket), tokens);
+  const LayerRestoreOptions options = RestoreOptions(spans_, context_tokens);
   TK_ASSIGN_OR_RETURN(
       restore_, LayerRestore::Start(device_->device(), kv_layout_, std::move(ticket), options));
   return restore_->Bind(*restore_mover_);
@@ -269,12 +325,14 @@ void KvBridge::BeginSave(const Sequence& sequence, std::span<const uint32_t> con
     options_.log(fmt::format("save: room for {} of {} tokens", (*ticket)->accepted_tokens(),
                              context.size()));
   }
-  const absl::Status started = StartSave(sequence, std::move(*ticket));
+  const absl::Status started = StartSave(sequence, context, std::move(*ticket));
   if (!started.ok()) SaveFailed(started);
 }
 
-absl::Status KvBridge::StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket) {
-  Saving saving;
+absl::Status KvBridge::StartSave(const Sequence& sequence, std::span<const uint32_t> context,
+                                 std::unique_ptr<SaveTicket> ticket) {
+  Saving saving{.tokens = {context.begin(), context.end()}};
+  spans_ = SpansOfSave(spans_, ticket->known_tokens(), ticket->chunks(), 0);
   TK_ASSIGN_OR_RETURN(saving.mover, MakeMover(sequence));
   const LayerSaveOptions options{.buffer_bytes = device_->options().restore_bytes,
                                  .lanes = &device_->lanes(),
@@ -308,6 +366,7 @@ void KvBridge::Save(const Sequence& sequence, std::span<const uint32_t> context)
 
 void KvBridge::SaveFailed(const absl::Status& status) {
   options_.log(fmt::format("save: {}", MessageOf(status)));
+  device_->ContextsOf(store_).Doubt(options_.session);
   if (absl::IsFailedPrecondition(status)) {
     // Another writer has the session now. It is not overwritten; the next turn starts
     // from what is there.
@@ -322,11 +381,18 @@ void KvBridge::SaveFailed(const absl::Status& status) {
 absl::Status KvBridge::Finish() {
   if (!saving_) return absl::OkStatus();
   const absl::StatusOr<CommitResult> result = saving_->save->WaitCommitted();
+  PooledContexts::Context context{.session = options_.session,
+                                  .layout = layout_,
+                                  .tokens = std::move(saving_->tokens),
+                                  .spans = spans_};
   saving_.reset();
   ReportResidency();
   if (result.ok()) {
-    generation_ = result->generation;
+    generation_ = context.generation = result->generation;
     saved_tokens_ = result->token_count;
+    context.tokens.resize(std::min<uint64_t>(context.tokens.size(), saved_tokens_));
+    if (device_->PoolFor(kv_layout_) != nullptr)
+      device_->ContextsOf(store_).Remember(std::move(context));
     return absl::OkStatus();
   }
   SaveFailed(result.status());
@@ -361,10 +427,13 @@ absl::Status KvBridge::Truncate(Sequence* sequence, uint64_t token_count, uint64
   engine_->Truncate(sequence, token_count, drop_begin, drop_end);
   usable_ = info.ok();
   if (!info.ok()) {
+    device_->ContextsOf(store_).Forget(options_.session);
     options_.log(MessageOf(info.status()));
     return info.status();
   }
   generation_ = info->generation;
+  device_->ContextsOf(store_).Truncate(options_.session, generation_, drop_begin, drop_end);
+  spans_ = WithoutTokens(spans_, drop_begin, drop_end);
   saved_tokens_ -= drop_end - drop_begin;
   return absl::OkStatus();
 }

@@ -2,6 +2,10 @@
 // forward pass runs (LayerRestore), and saves every layer as it finishes (LayerSave). The engine
 // computes on its own threads, so its side of the device is a stream that only waits.
 //
+// A turn whose tokens are all in the device's page pool is restored from there, and the store first
+// hears of it with the save that follows, which touches what is used. Where the store is away, or
+// has less, the pool's tokens are used as well (PooledContexts tells which may be).
+//
 // Whatever the store does, the engine's output stays the same: what is missing, damaged,
 // late or lost with the daemon is computed. A save that fails is reported to
 // Options::log and changes nothing else.
@@ -103,22 +107,34 @@ class KvBridge {
   struct Saving {
     std::unique_ptr<CpuPageMover> mover;
     std::unique_ptr<LayerSave> save;
+    std::vector<uint32_t> tokens;
   };
 
+  // The turn's layout, and a compute stream.
+  absl::Status BeginTurn(const Sequence& sequence);
   // Makes the layout known and learns the session's generation.
-  absl::Status Greet(const Sequence& sequence);
+  absl::Status Greet();
+  // What the page pool has of the context, where that may be used without asking the store.
+  std::optional<PooledContexts::Found> FindPooled(std::span<const uint32_t> context) const;
+  // Restores from the pool and the store, whatever has more.
+  void BeginRestoring(const Sequence& sequence, std::span<const uint32_t> context);
+  void RestorePooled(const Sequence& sequence, const PooledContexts::Found& found,
+                     uint64_t context_tokens);
   absl::StatusOr<std::unique_ptr<CpuPageMover>> MakeMover(const Sequence& sequence) const;
+  LayerRestoreOptions RestoreOptions(const ContextSpans& spans, uint64_t context_tokens);
   absl::Status StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
                             uint64_t context_tokens);
-  absl::Status StartSave(const Sequence& sequence, std::unique_ptr<SaveTicket> ticket);
+  absl::Status StartSave(const Sequence& sequence, std::span<const uint32_t> context,
+                         std::unique_ptr<SaveTicket> ticket);
   void EndRestore(uint64_t tokens, Report* report);
-  // What the next restore of the ticket's tokens will take, as far as is known.
-  std::optional<PipelineRates::Prediction> PredictRestore(const RestoreTicket& ticket,
+  // What the next restore of these tokens will take, as far as is known.
+  std::optional<PipelineRates::Prediction> PredictRestore(const ContextSpans& spans,
                                                           uint64_t context_tokens) const;
   void BeginCommit();
   // Tells the store what the page pool holds now.
   void ReportResidency();
-  void BeginLoad(const Sequence& sequence, std::span<const uint32_t> context);
+  // Null: an error, which is logged.
+  std::unique_ptr<RestoreTicket> BeginLoad(std::span<const uint32_t> context);
   std::unique_ptr<RestoreTicket> BeginRestore(const std::string& session,
                                               std::span<const uint32_t> context);
   void BeginSave(const Sequence& sequence, std::span<const uint32_t> context);
@@ -137,6 +153,7 @@ class KvBridge {
   bool usable_ = false;  // the store answered when this turn began
   uint64_t generation_ = 0;
   uint64_t saved_tokens_ = 0;  // of this turn's context, known to be the session's content
+  ContextSpans spans_;         // of this turn's context, as far as the store has told
   std::string miss_reason_;
   std::unique_ptr<CpuPageMover> restore_mover_;
   std::unique_ptr<LayerRestore> restore_;  // during Prefill

@@ -17,4 +17,10 @@ PagePool* KvDevice::PoolFor(const KvLayout& layout) {
   return pool_.get();
 }
 
+PooledContexts& KvDevice::ContextsOf(const KvStore* store) {
+  if (store_ != store) contexts_ = PooledContexts();
+  store_ = store;
+  return contexts_;
+}
+
 }  // namespace turnkeep::llama

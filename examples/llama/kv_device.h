@@ -14,6 +14,11 @@
 #include "gpu_tier/page_pool.h"
 #include "gpu_tier/pipeline_lanes.h"
 #include "gpu_tier/pipeline_rates.h"
+#include "gpu_tier/pooled_contexts.h"
+
+namespace turnkeep {
+class KvStore;
+}
 
 namespace turnkeep::llama {
 
@@ -37,6 +42,8 @@ class KvDevice {
   // Null when there is none. Its slots hold chunks of the first layout that was asked for; larger
   // ones are not pooled, and smaller ones leave room.
   PagePool* PoolFor(const KvLayout& layout);
+  // What is known of the contexts in the pool. Another store's (another tenant's) is forgotten.
+  PooledContexts& ContextsOf(const KvStore* store);
 
  private:
   const Options options_;
@@ -44,6 +51,8 @@ class KvDevice {
   PipelineLanes lanes_;
   std::unique_ptr<PagePool> pool_;
   bool pool_made_ = false;
+  const KvStore* store_ = nullptr;  // whose contexts_ are; never followed
+  PooledContexts contexts_;
   PipelineRates rates_;
 };
 

@@ -19,17 +19,39 @@ absl::StatusOr<std::unique_ptr<LayerRestore>> LayerRestore::Start(
     const LayerRestoreOptions& options) {
   auto restore = std::unique_ptr<LayerRestore>(
       new LayerRestore(device, layout, std::move(ticket), options.pool));
-  TK_RETURN_IF_ERROR(restore->Prepare(options));
+  const std::span<const RestoredSpan> spans = restore->ticket_->spans();
+  restore->spans_.assign(spans.begin(), spans.end());
+  for (const ContextSpan& span : SpansOf(*restore->ticket_)) restore->chunks_.push_back(span.chunk);
+  const uint64_t tokens = std::min(restore->ticket_->token_count(), options.max_tokens);
+  return Begin(std::move(restore), tokens, options);
+}
+
+absl::StatusOr<std::unique_ptr<LayerRestore>> LayerRestore::StartPooled(
+    Device& device, const KvLayout& layout, const ContextSpans& spans,
+    const LayerRestoreOptions& options) {
+  if (options.pool == nullptr) return InvalidArgument("restore from a page pool: there is none");
+  auto restore =
+      std::unique_ptr<LayerRestore>(new LayerRestore(device, layout, nullptr, options.pool));
+  for (const ContextSpan& span : spans) {
+    restore->spans_.push_back({.token_begin = span.token_begin,
+                               .token_count = span.token_count,
+                               .first_in_chunk = span.first_in_chunk,
+                               .chunk_token_count = span.chunk_token_count,
+                               .stored_position = span.stored_position});
+    restore->chunks_.push_back(span.chunk);
+  }
+  return Begin(std::move(restore), std::min(TokensOf(spans), options.max_tokens), options);
+}
+
+absl::StatusOr<std::unique_ptr<LayerRestore>> LayerRestore::Begin(
+    std::unique_ptr<LayerRestore> restore, uint64_t tokens, const LayerRestoreOptions& options) {
+  TK_RETURN_IF_ERROR(restore->Prepare(tokens, options));
   restore->loader_ = std::thread([r = restore.get()] { r->Run(); });
   return restore;
 }
 
-absl::Status LayerRestore::Prepare(const LayerRestoreOptions& options) {
-  const uint64_t tokens = std::min(ticket_->token_count(), options.max_tokens);
-  for (const RestoredSpan& span : ticket_->spans()) {
-    if (span.token_begin >= tokens) break;
-    spans_.push_back(span);
-  }
+absl::Status LayerRestore::Prepare(uint64_t tokens, const LayerRestoreOptions& options) {
+  while (!spans_.empty() && spans_.back().token_begin >= tokens) spans_.pop_back();
   const StagingRing::Options ring = RingFor(options);
   TK_ASSIGN_OR_RETURN(lane_, options.lanes != nullptr ? options.lanes->Take(ring)
                                                       : PipelineLanes::TakeOwn(device_, ring));
@@ -41,8 +63,13 @@ absl::Status LayerRestore::Prepare(const LayerRestoreOptions& options) {
     marks_.push_back(std::move(marks));
   }
   FindPooled();
-  // Reads from disk that were begun for it stop.
-  if (pooled_tokens_ >= tokens) ticket_.reset();
+  if (pooled_tokens_ >= tokens) {
+    ticket_.reset();  // reads from disk that were begun for it stop
+  } else if (ticket_ == nullptr) {
+    tokens = pooled_tokens_;
+  } else {
+    MakeRoomInPool();
+  }
   absl::MutexLock lock(&mu_);
   tokens_ = tokens;
   report_.buffer_bytes = lane_->ring.memory_bytes();
@@ -66,22 +93,23 @@ StagingRing::Options LayerRestore::RingFor(const LayerRestoreOptions& options) c
 
 void LayerRestore::FindPooled() {
   pooled_.Resize(spans_.size());
-  bool leading = true;
-  for (size_t i = 0; i < spans_.size(); ++i) {
+  // From the last to the first, so that a prefix outlives what depends on it.
+  for (size_t i = spans_.size(); i-- > 0;) {
     RestoredSpan& span = spans_[i];
-    const uint32_t count = span.chunk_token_count;
-    if (pooled_.Find(i, ticket_->chunk(i), count, *lane_->second)) {
-      span.tier = Tier::kGpu;
-      span.stored_position = pooled_.position(i) + span.first_in_chunk;
-    }
-    leading = leading && pooled_.found(i);
-    if (leading) pooled_tokens_ = span.token_begin + span.token_count;
+    if (!pooled_.Find(i, chunks_[i], span.chunk_token_count, *lane_->second)) continue;
+    span.tier = Tier::kGpu;
+    span.stored_position = pooled_.position(i) + span.first_in_chunk;
   }
-  // Only now: making room for one must not push another of them out.
+  for (size_t i = 0; i < spans_.size() && pooled_.found(i); ++i)
+    pooled_tokens_ = spans_[i].token_begin + spans_[i].token_count;
+}
+
+// After FindPooled: making room for one must not push another of them out.
+void LayerRestore::MakeRoomInPool() {
   for (size_t i = 0; i < spans_.size(); ++i) {
     const RestoredSpan& span = spans_[i];
     if (pooled_.found(i)) continue;
-    pooled_.Insert(i, ticket_->chunk(i), span.chunk_token_count,
+    pooled_.Insert(i, chunks_[i], span.chunk_token_count,
                    span.stored_position - span.first_in_chunk, *lane_->first);
   }
 }
@@ -153,8 +181,10 @@ uint64_t LayerRestore::WaitArrived(uint32_t layer, uint64_t tokens) {
 }
 
 absl::Status LayerRestore::KeepFilled(uint64_t tokens) {
-  for (size_t i = 0; i < spans_.size() && spans_[i].token_begin < tokens; ++i)
-    if (pooled_.filling(i)) TK_RETURN_IF_ERROR(pooled_.Filled(i, *lane_->first));
+  for (size_t i = spans_.size(); i-- > 0;) {
+    if (spans_[i].token_begin < tokens && pooled_.filling(i))
+      TK_RETURN_IF_ERROR(pooled_.Filled(i, *lane_->first));
+  }
   return absl::OkStatus();
 }
 

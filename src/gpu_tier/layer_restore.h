@@ -14,7 +14,9 @@
 //
 // With a page pool, chunks that are in it are not loaded at all, and the others are loaded into it
 // instead of into the read buffer, as long as it has room; they stay when every page of them was
-// verified. Where all of them were in the pool the ticket is released at Start.
+// verified. Where all of them were in the pool the ticket is released at Start. StartPooled
+// restores from the pool alone and has no ticket: an engine that remembers which chunks a context
+// is made of (pooled_contexts.h) need not ask the store for what it has.
 //
 // Thread-safety: one owner; Bind, WaitLayer and the destructor on one thread.
 //
@@ -40,6 +42,7 @@
 
 #include "core/kv_store.h"
 #include "core/units.h"
+#include "gpu_tier/context_spans.h"
 #include "gpu_tier/device.h"
 #include "gpu_tier/layer_mover.h"
 #include "gpu_tier/pipeline_lanes.h"
@@ -74,6 +77,10 @@ class LayerRestore {
   static absl::StatusOr<std::unique_ptr<LayerRestore>> Start(Device& device, const KvLayout& layout,
                                                              std::unique_ptr<RestoreTicket> ticket,
                                                              const LayerRestoreOptions& options);
+  // The same for what the pool (not null) has of `spans`: ends before the first that it lacks.
+  static absl::StatusOr<std::unique_ptr<LayerRestore>> StartPooled(
+      Device& device, const KvLayout& layout, const ContextSpans& spans,
+      const LayerRestoreOptions& options);
   // Stops after the layer that is being read, waits for what is in flight, and releases the ticket.
   ~LayerRestore();
   LayerRestore(const LayerRestore&) = delete;
@@ -123,9 +130,14 @@ class LayerRestore {
 
   LayerRestore(Device& device, const KvLayout& layout, std::unique_ptr<RestoreTicket> ticket,
                PagePool* pool);
-  absl::Status Prepare(const LayerRestoreOptions& options);
+  // Of the first `tokens` tokens of its spans.
+  static absl::StatusOr<std::unique_ptr<LayerRestore>> Begin(std::unique_ptr<LayerRestore> restore,
+                                                             uint64_t tokens,
+                                                             const LayerRestoreOptions& options);
+  absl::Status Prepare(uint64_t tokens, const LayerRestoreOptions& options);
   StagingRing::Options RingFor(const LayerRestoreOptions& options) const;
   void FindPooled();
+  void MakeRoomInPool();
   void Run() ABSL_LOCKS_EXCLUDED(mu_);
   void RunLayers() ABSL_LOCKS_EXCLUDED(mu_);
   // Tokens below `tokens` for which the ticket, or the pool, has `layer`.
@@ -154,7 +166,8 @@ class LayerRestore {
   LaneLease lane_;                         // first: read, second: scatter; the ring is the loader's
   PooledChunks pooled_;                    // the loader's
   std::vector<RestoredSpan> spans_;
-  uint64_t pooled_tokens_ = 0;  // leading ones
+  std::vector<ChunkId> chunks_;  // behind spans_
+  uint64_t pooled_tokens_ = 0;   // leading ones
   std::vector<LayerMarks> marks_;
 
   mutable absl::Mutex mu_;

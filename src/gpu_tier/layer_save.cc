@@ -106,7 +106,8 @@ absl::Status LayerSave::LayerComputed(uint32_t layer, DeviceStream& compute) {
 }
 
 absl::Status LayerSave::KeepFilled() {
-  for (size_t i = 0; i < ticket_->chunks().size(); ++i)
+  // From the last to the first: of chunks used at once, the pool gives up the last one first.
+  for (size_t i = ticket_->chunks().size(); i-- > 0;)
     if (pooled_.filling(i)) TK_RETURN_IF_ERROR(pooled_.Filled(i, *lane_->first));
   return absl::OkStatus();
 }

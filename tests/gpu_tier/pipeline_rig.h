@@ -153,6 +153,15 @@ class PipelineRig {
         auto ticket, hooked_->BeginRestore({.prompt = {.tokens = tokens}, .layout = fingerprint_}));
     TK_ASSIGN_OR_RETURN(auto restore,
                         LayerRestore::Start(device_, layout_, std::move(ticket), options));
+    return Follow(std::move(restore), salt);
+  }
+  // The same from the pool alone.
+  absl::StatusOr<Restored> RestorePooled(const ContextSpans& spans, uint64_t salt,
+                                         const LayerRestoreOptions& options) {
+    TK_ASSIGN_OR_RETURN(auto restore, LayerRestore::StartPooled(device_, layout_, spans, options));
+    return Follow(std::move(restore), salt);
+  }
+  absl::StatusOr<Restored> Follow(std::unique_ptr<LayerRestore> restore, uint64_t salt) {
     TK_RETURN_IF_ERROR(restore->Bind(cache_));
     Restored out;
     for (uint32_t layer = 0; layer < kLayers; ++layer) {

@@ -67,6 +67,36 @@ TEST(PooledPipeline, WhatWasSavedIsThereForTheNextTurn) {
   EXPECT_EQ(loaded->wrong, "");
 }
 
+TEST(PooledPipeline, WithoutATicketItEndsBeforeTheFirstChunkThatIsNotThere) {
+  PipelineRig rig({.max_random_delay = absl::Microseconds(50)});
+  const auto pool = MakePool(rig, 20);
+  const auto tokens = Tokens(6, 155);
+  ASSERT_TRUE(rig.Save(tokens, 0, 6, SaveOver(pool.get())).ok());
+  ContextSpans spans;
+  {
+    auto ticket =
+        rig.store().BeginRestore({.prompt = {.tokens = tokens}, .layout = rig.fingerprint()});
+    spans = SpansOf(**ticket);
+  }
+  rig.store().hooks.before_begin = [] { return Unavailable("away"); };
+  const auto all = rig.RestorePooled(spans, 6, RestoreOver(pool.get()));
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->tokens, 155u);
+  EXPECT_EQ(all->wrong, "");
+  EXPECT_EQ(all->report.copied_bytes, 0u);
+  rig.cache().Clear();
+  ASSERT_TRUE(pool->Drop(spans[3].chunk).ok());
+  const auto part = rig.RestorePooled(spans, 6, RestoreOver(pool.get()));
+  ASSERT_TRUE(part.ok()) << part.status();
+  EXPECT_EQ(part->tokens, 48u);
+  EXPECT_EQ(part->wrong, "");
+  ASSERT_TRUE(pool->Drop(spans[0].chunk).ok());
+  const auto none = rig.RestorePooled(spans, 6, RestoreOver(pool.get()));
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->tokens, 0u);
+  EXPECT_FALSE(rig.RestorePooled(spans, 6, kSmallRestore).ok());
+}
+
 TEST(PooledPipeline, ALostStoreCostsOnlyWhatIsNotPooled) {
   PipelineRig rig({});
   const auto pool = MakePool(rig, 20);

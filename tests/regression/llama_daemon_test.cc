@@ -110,11 +110,11 @@ struct Turn {
 
 // A turn of a process that has nothing but the store.
 Turn RunTurn(Engine* engine, KvStore* store, std::span<const uint32_t> context,
-             std::span<const uint32_t> answer) {
+             std::span<const uint32_t> answer, KvDevice* device = nullptr) {
   Turn turn;
   const auto pages = std::move(*engine->NewCache({}));
   Sequence sequence(pages.get());
-  KvBridge bridge(store, engine, {.session = "s", .chunk_tokens = 32});
+  KvBridge bridge(store, engine, {.session = "s", .chunk_tokens = 32, .device = device});
   std::vector<float> logits(engine->model().config().vocab);
   const auto report = bridge.Prefill(&sequence, context, logits);
   EXPECT_TRUE(report.ok()) << report.status();
@@ -238,6 +238,37 @@ INSTANTIATE_TEST_SUITE_P(Moments, LlamaDaemon, ::testing::Values(Moment::kRestor
                          [](const auto& info) {
                            return info.param == Moment::kRestore ? "restore" : "save";
                          });
+
+TEST(LlamaDaemonPool, WhatIsHotOutlivesTheDaemon) {
+  std::mt19937_64 random(5);
+  const auto model = RandomModel("dim=64,layers=5,heads=8,kv_heads=4,vocab=400,context=600");
+  const auto engine = std::move(*Engine::Create(model.get(), {.threads = 2}));
+  const auto tokens = RandomTokens(&random, 400, 300);
+  const auto all = std::span<const uint32_t>(tokens);
+  KvDevice device({.pool_bytes = uint64_t{4} << 20});
+  Daemon daemon;
+  const auto turn = [&](size_t at) {
+    const Turn done =
+        RunTurn(engine.get(), daemon.client(), all.first(at), all.subspan(at, 4), &device);
+    EXPECT_TRUE(!done.logits.empty() &&
+                SameBits(done.logits.front(), Recompute(engine.get(), all.first(at))));
+    return done;
+  };
+  EXPECT_TRUE(turn(100).saved.ok());
+  EXPECT_EQ(turn(120).report.pooled_tokens, 104u);
+  daemon.Kill();
+  for (const size_t at : {size_t{150}, size_t{160}}) {
+    EXPECT_EQ(turn(at).report.pooled_tokens, 124u);
+  }
+  daemon.Restart();
+  EXPECT_EQ(turn(170).report.pooled_tokens, 124u);
+  const Turn next = turn(180);
+  EXPECT_EQ(next.report.pooled_tokens, 174u);
+  EXPECT_TRUE(next.saved.ok()) << next.saved;
+  const auto sessions = daemon.client()->ListSessions({});
+  ASSERT_TRUE(sessions.ok() && sessions->size() == 1) << sessions.status();
+  EXPECT_EQ((*sessions)[0].gpu_bytes, (*sessions)[0].kv_bytes);  // told to the new daemon
+}
 
 TEST(LlamaDaemonConversation, StoriesStaysGoldenThoughTheDaemonIsKilledAfterEveryTurn) {
   SKIP_WITHOUT_SHARED_MODEL("stories260K.bin");

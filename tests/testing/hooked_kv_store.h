@@ -27,7 +27,10 @@ struct StoreHooks {
   std::function<void(std::span<std::byte> page)> after_read_page;
   std::function<absl::Status(uint32_t layer)> before_finish_layer;
   std::function<absl::Status()> before_commit;
-  std::function<absl::Status()> before_begin;  // of saves and restores
+  std::function<absl::Status()> before_begin;    // of saves and restores
+  std::function<absl::Status()> before_restore;  // of restores alone
+  // Of the layout and of a session: what a turn asks first.
+  std::function<absl::Status()> before_greeting;
 };
 
 class HookedKvStore : public KvStore {
@@ -46,12 +49,14 @@ class HookedKvStore : public KvStore {
   absl::StatusOr<std::unique_ptr<RestoreTicket>> BeginRestore(
       const RestoreRequest& request) override {
     if (const absl::Status status = Call(hooks.before_begin); !status.ok()) return status;
+    if (const absl::Status status = Call(hooks.before_restore); !status.ok()) return status;
     auto ticket = store_->BeginRestore(request);
     if (!ticket.ok()) return ticket.status();
     return std::make_unique<Restore>(this, std::move(*ticket));
   }
 
   absl::StatusOr<Fingerprint> RegisterLayout(const KvLayout& layout) override {
+    if (const absl::Status status = Call(hooks.before_greeting); !status.ok()) return status;
     return store_->RegisterLayout(layout);
   }
   absl::StatusOr<KvLayout> GetLayout(const Fingerprint& fingerprint) override {
@@ -81,6 +86,7 @@ class HookedKvStore : public KvStore {
     return store_->ListSessions(request);
   }
   absl::StatusOr<SessionInfo> StatSession(const std::string& name) override {
+    if (const absl::Status status = Call(hooks.before_greeting); !status.ok()) return status;
     return store_->StatSession(name);
   }
   absl::StatusOr<SessionDetail> ShowSession(const std::string& name) override {

@@ -71,6 +71,7 @@ Json ToJson(const Results& results) {
   };
   share("host_restore", results.bandwidth.host_restore);
   share("disk_restore", results.bandwidth.disk_restore);
+  share("disk_load", results.bandwidth.disk_load);
   share("disk_save", results.bandwidth.disk_save);
   json["device"] = results.bandwidth.device;
   json["append_write_amplification"] = results.amplification.append_write_amplification;
@@ -100,6 +101,7 @@ void Print(const Results& results, Invocation& invocation) {
   add("host_restore_share", results.bandwidth.host_restore, "memcpy of the same pages, one thread");
   add("disk_restore_share", results.bandwidth.disk_restore,
       "raw direct reads, same size and depth");
+  add("disk_load_share", results.bandwidth.disk_load, "the same reads; without the engine's copy");
   add("disk_save_share", results.bandwidth.disk_save, "raw direct writes, same size and depth");
   const bench::AmplificationResult& append = results.amplification;
   shares.AddRow(
