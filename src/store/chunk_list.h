@@ -47,6 +47,7 @@ class ChunkLinks {
     PushNewest(list, chunk);
   }
   ChunkIndex Newer(ChunkIndex chunk) const { return links_[chunk].newer; }
+  ChunkIndex Older(ChunkIndex chunk) const { return links_[chunk].older; }
 
  private:
   static constexpr ChunkIndex kAbsent = 0xFFFFFFFEu;

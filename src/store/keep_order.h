@@ -34,6 +34,12 @@ class KeepOrder final : public EvictionPolicy {
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override {
     policy_->NoteTurn(chunk, turn, now_ns);
   }
+  void SetBelow(ChunkIndex chunk, bool below) override { policy_->SetBelow(chunk, below); }
+  ChunkIndex FindNearest(const std::function<bool(ChunkIndex)>& accept, uint32_t limit,
+                         int64_t now_ns) override {
+    return policy_->FindNearest(accept, limit, now_ns);
+  }
+  double Worth(ChunkIndex chunk) const override { return policy_->Worth(chunk); }
   ChunkIndex FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) override;
 
   int8_t keep(ChunkIndex chunk) const { return chunk < keep_.size() ? keep_[chunk] : kPolicyKeep; }

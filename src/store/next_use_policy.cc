@@ -26,6 +26,17 @@ uint32_t HashOf(ChunkIndex chunk) {
 
 }  // namespace
 
+NextUsePolicy::NextUsePolicy() {
+  heads_.fill(kNoChunk);
+  head_values_.fill(std::numeric_limits<float>::infinity());
+  // A node whose classes are all empty must be won by one of them: another's worth may change
+  // without the node being told.
+  for (uint32_t node = kLeaves - 1; node > 0; --node) {
+    winners_[node] =
+        2 * node >= kLeaves ? static_cast<uint16_t>(2 * node - kLeaves) : winners_[2 * node];
+  }
+}
+
 uint32_t NextUsePolicy::TurnClassOf(const TurnInfo& turn) {
   if (turn.tail) return kTurnClasses;
   const uint32_t number = turn.number <= 1 ? 0 : turn.number <= 4 ? 1 : 2;
@@ -79,21 +90,25 @@ void NextUsePolicy::Remove(ChunkIndex chunk) {
 
 void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) {
   State& state = At(chunk);
-  const bool use = turn.is_use && now_ns != state.last_use_ns;
-  if (use) Observe(chunk, state, now_ns);
+  const bool later = now_ns != state.last_use_ns;
+  if (later && turn.is_use) Observe(chunk, state, now_ns, /*sample=*/!turn.running);
+  if (later && !turn.is_use) Restart(chunk, state, now_ns);
   state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
   SetClass(chunk, state);
-  if (use && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
+  if (later && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
 void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
   const uint32_t use_class = ClassOf(state.turn_class, state.gap);
-  if (use_class == state.use_class) return;
-  if (links_.Contains(chunk)) {
+  if (use_class != state.use_class && links_.Contains(chunk)) {
     Unlink(state.use_class, chunk);
     Push(use_class, chunk);
   }
   state.use_class = static_cast<uint16_t>(use_class);
+  if (state.below != kNotBelow) {
+    LeaveBelow(chunk, state);
+    EnterBelow(chunk, state);
+  }
 }
 
 // ---- learning --------------------------------------------------------------------
@@ -101,21 +116,33 @@ void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
 bool NextUsePolicy::Sampled(ChunkIndex chunk) const { return HashOf(chunk) < sample_threshold_; }
 
 void NextUsePolicy::Use(ChunkIndex chunk, State& state, int64_t now_ns) {
-  Observe(chunk, state, now_ns);
+  Observe(chunk, state, now_ns, /*sample=*/true);
   SetClass(chunk, state);
 }
 
-// A use ends what was observed since the one before it.
-void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns) {
-  if (now_ns > now_ns_) {
-    now_ns_ = now_ns;
-    AdvanceSamples();
-  }
+void NextUsePolicy::AdvanceTo(int64_t now_ns) {
+  if (now_ns <= now_ns_) return;
+  now_ns_ = now_ns;
+  AdvanceSamples();
+}
+
+// A use ends what was observed since the one before it. Without `sample` nothing is observed from
+// here on: the end of the turn begins it.
+void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample) {
+  AdvanceTo(now_ns);
   if (state.last_use_ns != kNever) {
     const double gap_s = static_cast<double>(now_ns - state.last_use_ns) * 1e-9;
     if (Sampled(chunk)) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
     state.gap = static_cast<uint8_t>(GapOf(gap_s));
   }
+  state.last_use_ns = now_ns;
+  if (sample && Sampled(chunk)) TakeSample(chunk, now_ns);
+}
+
+// The turn that used it has ended: what was observed since its use says nothing of the time to the
+// next, which begins now.
+void NextUsePolicy::Restart(ChunkIndex chunk, State& state, int64_t now_ns) {
+  AdvanceTo(now_ns);
   state.last_use_ns = now_ns;
   if (Sampled(chunk)) TakeSample(chunk, now_ns);
 }
@@ -234,6 +261,7 @@ void NextUsePolicy::RefreshHeads() {
 
 void NextUsePolicy::RefreshValues() {
   values_.resize(kClasses);
+  ++values_made_;
   heads_ns_ = kNever;
   hazards_.Settle();
   for (uint32_t c = 0; c < kClasses; ++c) hazards_.Values(c, &values_[c]);

@@ -36,15 +36,16 @@ namespace turnkeep {
 
 class NextUsePolicy final : public EvictionPolicy {
  public:
-  NextUsePolicy() {
-    heads_.fill(kNoChunk);
-    head_values_.fill(std::numeric_limits<float>::infinity());
-  }
+  NextUsePolicy();
   std::string_view name() const override { return "next_use"; }
   void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) override;
   void Touch(ChunkIndex chunk, int64_t now_ns) override;
   void Remove(ChunkIndex chunk) override;
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override;
+  void SetBelow(ChunkIndex chunk, bool below) override;
+  ChunkIndex FindNearest(const std::function<bool(ChunkIndex)>& accept, uint32_t limit,
+                         int64_t now_ns) override;
+  double Worth(ChunkIndex chunk) const override;
   ChunkIndex FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) override;
 
   // The learned probability that a chunk that such a turn used, `gap_s` after the use before (0:
@@ -67,9 +68,13 @@ class NextUsePolicy final : public EvictionPolicy {
     int64_t last_use_ns = kNever;
     uint16_t turn_class = 0;  // kTurnClasses: a tail
     uint16_t use_class = 0;
+    uint16_t below = kNotBelow;  // its bucket of below_
     uint8_t gap = 0;
   };
   static_assert(sizeof(State) == 16);
+  static constexpr uint16_t kNotBelow = 0xFFFF;
+  static constexpr uint32_t kBuckets = kClasses * kAges;  // by class and age
+  static_assert(kBuckets < kNotBelow);
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::min();
   struct Sample {
     ChunkIndex chunk;
@@ -82,13 +87,21 @@ class NextUsePolicy final : public EvictionPolicy {
   void SetClass(ChunkIndex chunk, State& state);
   State& At(ChunkIndex chunk);
   void Use(ChunkIndex chunk, State& state, int64_t now_ns);
-  void Observe(ChunkIndex chunk, State& state, int64_t now_ns);
+  void Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample);
+  void Restart(ChunkIndex chunk, State& state, int64_t now_ns);
+  void AdvanceTo(int64_t now_ns);
   bool Sampled(ChunkIndex chunk) const;
   void TakeSample(ChunkIndex chunk, int64_t now_ns);
   void AdvanceSamples();
   void ThinSamples();
   void RefreshValues();
   void RefreshHeads();
+  uint16_t BucketOf(const State& state) const;
+  void EnterBelow(ChunkIndex chunk, State& state);
+  void LeaveBelow(ChunkIndex chunk, State& state);
+  void MarkBucket(uint32_t bucket);
+  void RankBuckets();
+  void AgeBelow();
   void SetHead(uint32_t use_class, ChunkIndex chunk);
   void MarkHead(uint32_t use_class);
   void Push(uint32_t use_class, ChunkIndex chunk);
@@ -121,6 +134,17 @@ class NextUsePolicy final : public EvictionPolicy {
   std::array<bool, kClasses> marked_{};  // heads that have changed
   std::vector<uint16_t> changed_;
   int64_t heads_ns_ = kNever;
+
+  // Chunks of the tier below, in buckets of about one worth (next_use_nearest.cc). Empty until
+  // SetBelow.
+  ChunkLinks below_links_;
+  std::vector<ChunkLinks::List> below_;
+  std::vector<uint16_t> rank_of_, bucket_at_;  // by worth, the highest first
+  std::vector<uint64_t> filled_;               // a bit for each rank whose bucket is not empty
+  uint64_t below_count_ = 0;
+  uint64_t values_made_ = 0;  // times that values_ were made; and those ranked:
+  uint64_t values_ranked_ = 0;
+  int64_t aged_ns_ = kNever;
 };
 
 }  // namespace turnkeep

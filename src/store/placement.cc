@@ -89,6 +89,7 @@ void Placement::Annotate(int64_t now_ns, PlacementAction* action) const {
 void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions) {
   using Kind = PlacementEvent::Kind;
   using Reason = PlacementAction::Reason;
+  const bool prefetch_ended = event.kind == Kind::kHostFilled && Prefetching(event.chunk);
   switch (event.kind) {
     case Kind::kHostReserved:
       host_.used_bytes += event.bytes;
@@ -127,6 +128,7 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
       if (event.turn.is_use) NoteUse(event.chunk, /*used=*/true);
       host_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       disk_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
+      Retry(event.chunk);
       break;
     case Kind::kHostSpaceNeeded: {
       const uint64_t staying = host_.used_bytes - host_.leaving_bytes;
@@ -147,7 +149,12 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
     default:
       if (!HandlePrefetch(event, actions)) HandleCounts(event);
   }
-  if (MayPrefetchAfter(event.kind)) Pump(event.now_ns, actions);
+  if (!MayPrefetchAfter(event.kind)) return;
+  Pump(event.now_ns, actions);
+  // Not with every use, since it searches.
+  if (event.kind == Kind::kTick || event.kind == Kind::kDiskReadsEnd || prefetch_ended) {
+    PumpPredicted(event.now_ns, actions);
+  }
 }
 
 void Placement::Touched(ChunkIndex chunk, int64_t now_ns) {
@@ -156,6 +163,7 @@ void Placement::Touched(ChunkIndex chunk, int64_t now_ns) {
   At(chunk).last_use_ns = now_ns;
   host_policy_->Touch(chunk, now_ns);
   disk_policy_->Touch(chunk, now_ns);
+  Retry(chunk);
 }
 
 void Placement::DiskFound(const PlacementEvent& event) {

@@ -12,7 +12,9 @@
 // Prefetch (placement_prefetch.cc): a chunk that somebody is expected to use (kExpected) and that
 // is only on disk is asked for, the soonest use first, as far as the fetch window reaches. A
 // prefetch evicts only what is on disk too and expected later, or by nobody; while restores read
-// from disk none begins.
+// from disk none begins. When nobody who is expected waits, the policy's own prediction counts: the
+// chunk on disk only that would be worth most is read, once between two uses, if that is clearly
+// more than what has to go for it is worth.
 //
 // Hints: what is to be dropped soon goes first, what is retained last (KeepOrder); no prefetch
 // evicts what is retained.
@@ -173,7 +175,7 @@ class Placement {
     kLeaving = 8,
     kPrefetching = 16,
     kPrefetched = 32,  // in host memory by a prefetch, not used since
-    kTried = 64,       // a prefetch was begun for the present expectation
+    kTried = 64,       // a prefetch was begun for the present expectation, or since the last use
   };
   // 40 bytes a chunk, beside the policies' links. A view may show one chunk in a hundred thousand
   // spans, and each of them counts.
@@ -227,9 +229,14 @@ class Placement {
   void Expected(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void EndPrefetch(ChunkIndex chunk);
   void NoteUse(ChunkIndex chunk, bool used);
+  bool MayBePrefetched(ChunkIndex chunk) const;
   void Consider(ChunkIndex chunk);
+  void Retry(ChunkIndex chunk);
   void Pump(int64_t now_ns, std::vector<PlacementAction>* actions);
-  bool MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* actions);
+  void PumpPredicted(int64_t now_ns, std::vector<PlacementAction>* actions);
+  bool MayBegin(uint64_t bytes) const;
+  void Begin(ChunkIndex chunk, std::vector<PlacementAction>* actions);
+  bool MakeRoomFor(ChunkIndex chunk, double worth, std::vector<PlacementAction>* actions);
 
   PlacementOptions options_;
   std::unique_ptr<KeepOrder> host_policy_;

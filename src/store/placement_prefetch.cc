@@ -2,6 +2,7 @@
 // 3.3.1) by chunks. The paper's window is host bytes for prefetch / mean session bytes, in jobs;
 // ours is the same bytes, filled in the order of the next use.
 #include <algorithm>
+#include <limits>
 
 #include "core/check.h"
 #include "core/units.h"
@@ -15,6 +16,10 @@ namespace {
 constexpr uint32_t kVictimScan = 256;
 // A budget that lay idle saves up this much.
 constexpr double kBudgetSeconds = 1;
+// By so much what a prediction brings must be worth more than what goes for it: a step of the ages
+// that next_use tells apart, so that two of about one age do not take turns.
+constexpr double kSwapGain = 1.5;
+constexpr double kExpectedWorth = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
@@ -123,20 +128,37 @@ void Placement::NoteUse(ChunkIndex chunk, bool used) {
   ++(used ? prefetch_.used : prefetch_.wasted);
 }
 
-// Enters the chunk among the wanted or takes it out.
+bool Placement::MayBePrefetched(ChunkIndex chunk) const {
+  const uint8_t flags = states_[chunk].flags;
+  const bool only_on_disk = (flags & (kInHost | kOnDisk)) == kOnDisk;
+  return only_on_disk && (flags & (kPrefetching | kTried)) == 0;
+}
+
+// Enters the chunk among the wanted, or those that the policy may predict, or takes it out.
 void Placement::Consider(ChunkIndex chunk) {
   const State& state = states_[chunk];
+  if (options_.prefetch_bytes > 0) {
+    const bool predicted = state.next_use == kNoExpectedUse && MayBePrefetched(chunk);
+    host_policy_->SetBelow(chunk, predicted);
+  }
   if (state.next_use == kNoExpectedUse) return;
-  const bool only_on_disk = (state.flags & (kInHost | kOnDisk)) == kOnDisk;
-  if (only_on_disk && (state.flags & (kPrefetching | kTried)) == 0) {
+  if (MayBePrefetched(chunk)) {
     wanted_.emplace(state.next_use, chunk);
   } else {
     wanted_.erase({state.next_use, chunk});
   }
 }
 
+// After a use or the end of a turn a prefetch on prediction may be tried again.
+void Placement::Retry(ChunkIndex chunk) {
+  State& state = At(chunk);
+  if (options_.prefetch_bytes == 0 || state.next_use != kNoExpectedUse) return;
+  state.flags = static_cast<uint8_t>(state.flags & ~kTried);
+  Consider(chunk);
+}
+
 void Placement::Pump(int64_t now_ns, std::vector<PlacementAction>* actions) {
-  if (options_.prefetch_bytes == 0 || disk_readers_ > 0 || wanted_.empty()) return;
+  if (options_.prefetch_bytes == 0 || disk_readers_ > 0) return;
   const double rate = static_cast<double>(options_.prefetch_bytes_per_second);
   if (rate > 0 && now_ns > budget_ns_) {
     const double seconds = static_cast<double>(now_ns - budget_ns_) * 1e-9;
@@ -145,36 +167,60 @@ void Placement::Pump(int64_t now_ns, std::vector<PlacementAction>* actions) {
   }
   while (!wanted_.empty()) {
     const ChunkIndex chunk = wanted_.begin()->second;
-    const uint64_t bytes = BytesOf(chunk);
-    const uint64_t in_flight = prefetch_.in_flight_bytes;
-    if (in_flight + prefetch_.unused_bytes + bytes > options_.prefetch_bytes) return;
-    if (in_flight > 0 && in_flight + bytes > options_.prefetch_in_flight_bytes) return;
-    // A chunk larger than a full budget takes all of it.
-    if (rate > 0 && budget_bytes_ < std::min(static_cast<double>(bytes), rate * kBudgetSeconds)) {
-      return;
-    }
-    if (!MakeRoomFor(chunk, actions)) return;
+    if (!MayBegin(BytesOf(chunk)) || !MakeRoomFor(chunk, kExpectedWorth, actions)) return;
     wanted_.erase(wanted_.begin());
-    states_[chunk].flags |= kPrefetching | kTried;
-    host_.used_bytes += bytes;
-    prefetch_.in_flight_bytes += bytes;
-    ++prefetch_.begun;
-    budget_bytes_ -= rate > 0 ? static_cast<double>(bytes) : 0;
-    actions->push_back({.kind = PlacementAction::Kind::kPrefetch, .chunk = chunk});
+    Begin(chunk, actions);
   }
 }
 
-bool Placement::MakeRoomFor(ChunkIndex chunk, std::vector<PlacementAction>* actions) {
+void Placement::PumpPredicted(int64_t now_ns, std::vector<PlacementAction>* actions) {
+  if (options_.prefetch_bytes == 0 || disk_readers_ > 0 || !wanted_.empty()) return;
+  for (;;) {
+    const ChunkIndex chunk = host_policy_->FindNearest(
+        [&](ChunkIndex c) { return host_policy_->keep(c) >= kPolicyKeep; }, kVictimScan, now_ns);
+    if (chunk == kNoChunk || !MayBegin(BytesOf(chunk))) return;
+    if (!MakeRoomFor(chunk, host_policy_->Worth(chunk), actions)) return;
+    Begin(chunk, actions);
+  }
+}
+
+bool Placement::MayBegin(uint64_t bytes) const {
+  const uint64_t in_flight = prefetch_.in_flight_bytes;
+  if (in_flight + prefetch_.unused_bytes + bytes > options_.prefetch_bytes) return false;
+  if (in_flight > 0 && in_flight + bytes > options_.prefetch_in_flight_bytes) return false;
+  // A chunk larger than a full budget takes all of it.
+  const double rate = static_cast<double>(options_.prefetch_bytes_per_second);
+  return rate == 0 || budget_bytes_ >= std::min(static_cast<double>(bytes), rate * kBudgetSeconds);
+}
+
+void Placement::Begin(ChunkIndex chunk, std::vector<PlacementAction>* actions) {
+  const uint64_t bytes = BytesOf(chunk);
+  states_[chunk].flags |= kPrefetching | kTried;
+  host_policy_->SetBelow(chunk, false);
+  host_.used_bytes += bytes;
+  prefetch_.in_flight_bytes += bytes;
+  ++prefetch_.begun;
+  if (options_.prefetch_bytes_per_second > 0) budget_bytes_ -= static_cast<double>(bytes);
+  actions->push_back({.kind = PlacementAction::Kind::kPrefetch, .chunk = chunk});
+}
+
+// `worth`: what the policy predicts of the chunk; of one that is expected, more than of all others.
+bool Placement::MakeRoomFor(ChunkIndex chunk, double worth, std::vector<PlacementAction>* actions) {
   const uint64_t bytes = BytesOf(chunk);
   const int64_t next_use = states_[chunk].next_use;
+  const bool predicted = next_use == kNoExpectedUse;
   // What is between the watermarks is left to saves and restores.
   const auto limit =
       static_cast<uint64_t>(static_cast<double>(host_.capacity_bytes) * options_.low_watermark);
   while (host_.used_bytes + bytes > limit) {
+    bool worth_less = true;
     const ChunkIndex victim = host_policy_->FindVictim(
         [&](ChunkIndex c) {
-          return OnDisk(c) && HostEvictable(c) && states_[c].next_use > next_use &&
-                 host_policy_->keep(c) <= kPolicyKeep;
+          // The order is that of worth: who follows is worth no less.
+          worth_less = worth_less && (!predicted || host_policy_->Worth(c) * kSwapGain < worth);
+          const bool later = predicted ? worth_less && states_[c].next_use == kNoExpectedUse
+                                       : states_[c].next_use > next_use;
+          return OnDisk(c) && HostEvictable(c) && later && host_policy_->keep(c) <= kPolicyKeep;
         },
         kVictimScan);
     if (victim == kNoChunk) return false;

@@ -46,8 +46,11 @@ struct TurnInfo {
   uint64_t context_tokens = 0;           // that it had; 0: not known
   uint64_t new_tokens = kUnknownTokens;  // of these, that no turn had before
   uint32_t tenant = 0;
-  bool is_use = false;  // NoteTurn tells of the use itself: no Touch comes beside it
-  bool tail = false;    // the chunk is a partly filled last one, which the next turn replaces
+  // NoteTurn tells of the use itself: no Touch comes beside it. Else the turn has ended just now,
+  // and the time to the next use counts from here.
+  bool is_use = false;
+  bool running = false;  // is_use: the turn goes on, and its end is told later
+  bool tail = false;     // the chunk is a partly filled last one, which the next turn replaces
 };
 
 class EvictionPolicy {
@@ -68,6 +71,19 @@ class EvictionPolicy {
   virtual void Expect(ChunkIndex /*chunk*/, int64_t /*next_use*/) {}
   // Which turn used the chunk last, and how it ended. Ignored by policies that do not learn.
   virtual void NoteTurn(ChunkIndex /*chunk*/, const TurnInfo& /*turn*/, int64_t /*now_ns*/) {}
+
+  // Prediction, by next_use. A chunk that is no member may be read from the tier below, or not any
+  // more. Idempotent.
+  virtual void SetBelow(ChunkIndex /*chunk*/, bool /*below*/) {}
+  // Shows those, the likeliest to be used soon first, at most `limit`, until `accept` takes one;
+  // kNoChunk if none was taken or the policy does not predict.
+  virtual ChunkIndex FindNearest(const std::function<bool(ChunkIndex)>& /*accept*/,
+                                 uint32_t /*limit*/, int64_t /*now_ns*/) {
+    return kNoChunk;
+  }
+  // The uses a second that keeping the chunk is expected to give, by which FindNearest and
+  // FindVictim order; as of the last of these calls. 0 by policies that do not predict.
+  virtual double Worth(ChunkIndex /*chunk*/) const { return 0; }
 
   // Shows candidates in eviction order, at most `limit`, until `accept` takes one, which
   // is returned (and stays a member); kNoChunk if none was taken.

@@ -35,6 +35,7 @@ class Simulation {
       : options_(options),
         random_(seed),
         looks_ahead_(policy == "look_ahead"),
+        predicts_(policy == "next_use"),
         placement_(options, *MakePolicy(policy), *MakePolicy(policy)),
         chunks_(kChunks) {
     for (Chunk& chunk : chunks_) chunk.bytes = kBlockBytes * (1 + random_() % 8);
@@ -42,7 +43,7 @@ class Simulation {
 
   // One random event, and the checks. False after a failure.
   bool Step() {
-    now_ns_ += 1 + static_cast<int64_t>(random_() % 1000);
+    now_ns_ += 1 + static_cast<int64_t>(random_() % (predicts_ ? 100'000'000 : 1000));
     const auto index = static_cast<ChunkIndex>(random_() % kChunks);
     Chunk& chunk = chunks_[index];
     switch (random_() % 20) {
@@ -57,6 +58,7 @@ class Simulation {
         break;
       case 5:
         Use(index);
+        if (predicts_) EndTurn(index);
         break;
       case 6:
         if (chunk.in_host) Toggle(chunk.host_pinned, Kind::kHostPinned, Kind::kHostUnpinned, index);
@@ -183,8 +185,12 @@ class Simulation {
       if (action.reason == PlacementAction::Reason::kPrefetch) made_room.push_back(action.chunk);
       if (action.kind == Action::kPrefetch) {
         for (const ChunkIndex victim : made_room) {
-          EXPECT_GT(chunks_[victim].next_use, chunks_[action.chunk].next_use)
+          const int64_t next_use = chunks_[action.chunk].next_use;
+          EXPECT_TRUE(chunks_[victim].next_use > next_use || next_use == kNoExpectedUse)
               << "a prefetch evicted what is needed sooner";
+          EXPECT_TRUE(next_use != kNoExpectedUse || chunks_[victim].next_use == kNoExpectedUse)
+              << "a prediction evicted what is known to be needed";
+          EXPECT_TRUE(next_use != kNoExpectedUse || predicts_) << "nobody asked for it";
           EXPECT_LE(chunks_[victim].keep, kPolicyKeep) << "a prefetch evicted what is retained";
         }
         made_room.clear();
@@ -319,6 +325,13 @@ class Simulation {
     Send({.kind = Kind::kPrefetchFailed, .chunk = index});
   }
 
+  // Chunks of even number come back within seconds.
+  void EndTurn(ChunkIndex index) {
+    const StopReason stop = index % 2 == 0 ? StopReason::kToolUse : StopReason::kEndTurn;
+    Send({.kind = Kind::kTurnEnded, .chunk = index, .turn = {.stop = stop}});
+    Send({.kind = Kind::kTick});
+  }
+
   void Expect(ChunkIndex index) {
     Chunk& chunk = chunks_[index];
     chunk.next_use = random_() % 3 == 0 ? kNoExpectedUse : static_cast<int64_t>(random_() % 100);
@@ -376,6 +389,7 @@ class Simulation {
   const PlacementOptions options_;
   std::mt19937_64 random_;
   const bool looks_ahead_;
+  const bool predicts_;
   Placement placement_;
   std::vector<Chunk> chunks_;
   std::vector<ChunkIndex> writing_;
@@ -438,6 +452,21 @@ TEST(PlacementSimulation, RandomEventsNeverBreakAPromise) {
       EXPECT_GT(simulation.writes(), 0u);
     }
     EXPECT_EQ(simulation.prefetches() > 100, options.prefetch_bytes > 0);
+  }
+}
+
+TEST(PlacementSimulation, PredictedPrefetchesBreakNoPromise) {
+  const uint64_t seed = NumberFrom("TURNKEEP_SEED", 1) * 1000 + 7;
+  const uint64_t steps = NumberFrom("TURNKEEP_STEPS", 50'000);
+  for (const PlacementOptions& options : AllOptions()) {
+    if (options.prefetch_bytes == 0) continue;
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    Simulation simulation(options, seed, "next_use");
+    for (uint64_t step = 0; step < steps; ++step) {
+      ASSERT_TRUE(simulation.Step()) << "at step " << step;
+    }
+    EXPECT_TRUE(simulation.Drain());
+    EXPECT_GT(simulation.prefetches(), steps / 400);
   }
 }
 

@@ -20,11 +20,25 @@ constexpr int64_t kSecond = 1'000'000'000;
 
 class PlacementPrefetch : public testing::Test {
  protected:
-  void Open(PlacementOptions options) {
+  void Open(PlacementOptions options, std::string_view policy = "look_ahead") {
     options.high_watermark = options.low_watermark = 1;
     if (options.disk_capacity_bytes == 0) options.disk_capacity_bytes = 100 * kChunk;
-    placement_ =
-        std::make_unique<Placement>(options, *MakePolicy("look_ahead"), *MakePolicy("look_ahead"));
+    placement_ = std::make_unique<Placement>(options, *MakePolicy(policy), *MakePolicy(policy));
+  }
+  // next_use has learned that chunks whose turn ended by tool_use come back after ten seconds, and
+  // others not. Chunks from 1000 on, all gone again.
+  void Learn() {
+    for (int round = 0; round < 500; ++round) {
+      const auto tool = static_cast<ChunkIndex>(1000 + 2 * round);
+      Turn(tool, StopReason::kToolUse);
+      Turn(tool + 1, StopReason::kEndTurn);
+      now_ns_ += 10 * kSecond;
+      Turn(tool, StopReason::kEndTurn);
+    }
+  }
+  void Turn(ChunkIndex chunk, StopReason stop) {
+    Send({.kind = Kind::kTouched, .chunk = chunk});
+    Send({.kind = Kind::kTurnEnded, .chunk = chunk, .turn = {.stop = stop}});
   }
   // What the event asks for: "p3" a prefetch of chunk 3, "c3" its cancel, "h3" an eviction.
   std::string Send(PlacementEvent event) {
@@ -163,6 +177,55 @@ TEST_F(PlacementPrefetch, LeavingUnusedCountsAsWasted) {
   EXPECT_EQ(Send({.kind = Kind::kHostSpaceNeeded, .bytes = kChunk}), "h0 ");
   EXPECT_EQ(placement_->prefetch().wasted, 1u);
   EXPECT_EQ(placement_->prefetch().unused_bytes, 0u);
+}
+
+TEST_F(PlacementPrefetch, ThePolicysPredictionBringsWhatIsWorthMore) {
+  Open({.host_capacity_bytes = 2 * kChunk, .prefetch_bytes = 2 * kChunk}, "next_use");
+  now_ns_ = kSecond;
+  Learn();
+  for (ChunkIndex c = 0; c < 4; ++c) OnDisk(c);
+  for (ChunkIndex c = 0; c < 2; ++c) {
+    Turn(c, StopReason::kEndTurn);
+    InHost(c);
+  }
+  Turn(2, StopReason::kEndTurn);
+  Turn(3, StopReason::kToolUse);
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "h0 p3 ") << "2 is worth no more than what is there";
+  Filled(3);
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "");
+  Turn(3, StopReason::kToolUse);
+  EXPECT_EQ(placement_->prefetch().used, 1u);
+}
+
+TEST_F(PlacementPrefetch, APredictionIsTriedOnceBetweenTwoUsesAndNotBesideReads) {
+  Open({.host_capacity_bytes = 9 * kChunk, .prefetch_bytes = 9 * kChunk}, "next_use");
+  now_ns_ = kSecond;
+  Learn();
+  OnDisk(0);
+  Send({.kind = Kind::kDiskReadsBegin});
+  Turn(0, StopReason::kToolUse);
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "");
+  EXPECT_EQ(Send({.kind = Kind::kDiskReadsEnd}), "p0 ");
+  Send({.kind = Kind::kHostUnreserved, .bytes = kChunk});
+  Send({.kind = Kind::kPrefetchFailed, .chunk = 0});
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "");
+  Turn(0, StopReason::kToolUse);
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "p0 ");
+}
+
+TEST_F(PlacementPrefetch, APredictionEvictsNothingThatIsExpected) {
+  Open({.host_capacity_bytes = kChunk, .prefetch_bytes = kChunk}, "next_use");
+  now_ns_ = kSecond;
+  Learn();
+  OnDisk(0);
+  OnDisk(1);
+  Turn(0, StopReason::kEndTurn);
+  InHost(0);
+  Expect(0, now_ns_ + 3600 * kSecond);
+  Turn(1, StopReason::kToolUse);
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "");
+  EXPECT_EQ(Expect(0, kNoExpectedUse), "");
+  EXPECT_EQ(Send({.kind = Kind::kTick}), "h0 p1 ");
 }
 
 }  // namespace

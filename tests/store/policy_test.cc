@@ -235,6 +235,60 @@ TEST(Policy, NextUseLearnsFromStopReasons) {
   EXPECT_LT(policy.UseProbability({StopReason::kEndTurn}, 0, 1, 10), 0.1);
 }
 
+// The age counts from the end of the turn, whose length says nothing of the time to the next use.
+TEST(Policy, NextUseCountsFromTheEndOfTheTurn) {
+  NextUsePolicy policy;
+  int64_t now = kSecond;
+  for (ChunkIndex c = 0; c < 1000; ++c) policy.Insert(c, 1, now);
+  for (int turn = 0; turn < 100; ++turn) {
+    now += 2 * kSecond;
+    for (ChunkIndex c = 0; c < 1000; ++c) {
+      policy.NoteTurn(c, {.is_use = true, .running = true}, now);
+    }
+    now += 60 * kSecond;
+    for (ChunkIndex c = 0; c < 1000; ++c) policy.NoteTurn(c, {.stop = StopReason::kToolUse}, now);
+  }
+  EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 2, 0.1, 4), 0.9);
+}
+
+// Of the tier below it shows who is likeliest to come back, of these the prefix first.
+TEST(Policy, NextUseShowsTheNearestOfTheTierBelow) {
+  constexpr ChunkIndex kOften = 100, kAll = 1000;
+  NextUsePolicy policy;
+  const auto any = [](ChunkIndex) { return true; };
+  int64_t now = kSecond;
+  const auto use = [&](ChunkIndex c, StopReason stop) {
+    policy.Touch(c, now);
+    policy.NoteTurn(c, {.stop = stop}, now);
+  };
+  for (ChunkIndex c = 0; c < kAll; ++c) {
+    policy.Insert(c, 1, now);
+    use(c, StopReason::kEndTurn);
+  }
+  for (int round = 0; round < 200; ++round) {
+    now += 5 * kSecond;
+    for (ChunkIndex c = kOften; c-- > 0;) use(c, StopReason::kToolUse);
+  }
+  EXPECT_EQ(policy.FindNearest(any, 10, now), kNoChunk) << "nothing is below";
+  for (const ChunkIndex c : {500u, 9u, 8u, 7u, 501u}) {
+    policy.Remove(c);
+    policy.SetBelow(c, true);
+    policy.SetBelow(c, true);
+  }
+  EXPECT_EQ(policy.FindNearest(any, 10, now), 7u) << "the last to leave is the first of the prefix";
+  EXPECT_EQ(policy.FindNearest([](ChunkIndex c) { return c != 7; }, 10, now), 8u);
+  EXPECT_EQ(policy.FindNearest([](ChunkIndex c) { return c > 9; }, 2, now), kNoChunk);
+  EXPECT_GT(policy.Worth(8), policy.Worth(500));
+  EXPECT_EQ(policy.Worth(kAll + 5), 0);
+  policy.SetBelow(7, false);
+  EXPECT_EQ(policy.FindNearest(any, 10, now), 8u);
+  // An hour later those who did not come are worth no more than any other; one that was used now
+  // is.
+  now += 3600 * kSecond;
+  use(501, StopReason::kToolUse);
+  EXPECT_EQ(policy.FindNearest(any, 10, now), 501u);
+}
+
 TEST(Policy, AnUnknownNameGetsTheListOfNames) {
   EXPECT_THAT(MessageOf(MakePolicy("best").status()), HasSubstr("'best'"));
   EXPECT_THAT(MessageOf(MakePolicy("best").status()), HasSubstr("look_ahead, next_use"));

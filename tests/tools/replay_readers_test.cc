@@ -97,6 +97,19 @@ TEST_F(ReplayReaders, AgentSessionsBringSubAgentsAndIdsOfTheirOwn) {
   EXPECT_EQ(runs[1].first, 3u);
 }
 
+TEST_F(ReplayReaders, AUserBeginsASessionWhenTheLastHasEnded) {
+  ReadOptions options;
+  options.starts = {.rule = SessionStarts::Rule::kUsers, .file = "", .users = 2};
+  const std::string path = Write("a.jsonl", std::string(kAgent) + kAgent + kAgent + kAgent);
+  const auto trace = ReadTrace(path, "auto", options);
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  std::vector<double> starts;
+  for (const TraceRequest& request : trace->requests) {
+    if (request.stop == StopReason::kToolUse) starts.push_back(request.time_s);
+  }
+  EXPECT_EQ(starts, (std::vector<double>{0, 0, 9, 9}));
+}
+
 TEST_F(ReplayReaders, ABlockWithAnotherParentIsAnotherBlock) {
   const auto trace = ReadTrace(Write("a.csv",
                                      "# block_tokens=10\n"

@@ -192,6 +192,72 @@ TEST(ReplayOptimum, EqualsBeladyBlockByBlockAndNoPolicyBeatsIt) {
   }
 }
 
+// Sessions take turns; each comes back ten seconds after its turn of one second has ended. The host
+// tier has room for one of the two, the disk for both.
+Trace TakingTurns() {
+  TraceBuilder builder("turns", 10);
+  const uint32_t sessions[] = {builder.NewSession(), builder.NewSession()};
+  for (int turn = 0; turn < 400; ++turn) {
+    TraceRequest request;
+    request.time_s = turn % 2 == 0 ? turn * 6.0 : turn * 6.0 - 0.5;
+    request.service_s = 1;
+    request.session = sessions[turn % 2];
+    request.input_tokens = 100;
+    request.output_tokens = 1;
+    request.stop = StopReason::kToolUse;
+    const Runs runs = {{turn % 2 == 0 ? 1u : 101u, 10}};
+    EXPECT_TRUE(builder.Add(request, runs).ok());
+  }
+  return std::move(builder).Finish();
+}
+
+TEST(ReplaySimulator, PrefetchesBringWhatNextUsePredictsAsFastAsTheDiskReads) {
+  const Trace trace = TakingTurns();
+  Options options;
+  options.policy = "next_use";
+  options.write_through = true;
+  options.host_blocks = 12;
+  options.disk_blocks = 40;
+  options.warmup = 200;
+  const auto run = [&](double prefetch, double disk_gb_per_s) {
+    options.prefetch_share = prefetch;
+    options.disk_gb_per_s = disk_gb_per_s;
+    const auto result = Replay(trace, options, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->metrics;
+  };
+  const Metrics without = run(0, 5);
+  EXPECT_EQ(without.prefetched_blocks, 0u);
+  const Metrics with = run(1, 5);
+  EXPECT_EQ(with.hit_blocks, without.hit_blocks) << "nothing is lost";
+  EXPECT_GT(with.hit_blocks_host, without.hit_blocks_host);
+  EXPECT_GT(with.prefetched_used_blocks, 0u);
+  EXPECT_LE(with.prefetched_used_blocks, with.prefetched_blocks);
+  // A block of 1.3 MB takes longer than there is time between two turns.
+  const Metrics slow = run(1, 0.0001);
+  EXPECT_LT(slow.hit_blocks_host, with.hit_blocks_host);
+}
+
+TEST(ReplaySimulator, WhatTheNextRequestsNeedIsPrefetchedInTheirOrder) {
+  const Trace trace = TakingTurns();
+  Options options;
+  options.policy = "look_ahead";
+  options.lookahead = 2;
+  options.write_through = true;
+  options.host_blocks = 12;
+  options.disk_blocks = 40;
+  const auto host_hits = [&](double prefetch) {
+    options.prefetch_share = prefetch;
+    const auto result = Replay(trace, options, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->metrics.hit_blocks_host;
+  };
+  const uint64_t without = host_hits(0);
+  EXPECT_LT(without, host_hits(1));
+  options.queue = QueueRule::kGpu;
+  EXPECT_TRUE(absl::IsInvalidArgument(Replay(trace, options, nullptr).status()));
+}
+
 TEST(ReplaySimulator, TheSameTraceAndOptionsGiveTheSameResult) {
   const Trace trace = RandomTrace(7);
   const Result a = RunReplay(trace, 5, 9);
@@ -216,6 +282,33 @@ TEST(ReplaySimulator, OneServerMakesRequestsWaitInOrder) {
   EXPECT_NEAR(m.prefill_s_without, 6, 1e-9);
   EXPECT_NEAR(m.wait_s, 1 + 2 + 3 * (m.decode_s / 3), 1e-6);
   EXPECT_NEAR(m.gpu_s_with, m.prefill_s_with + m.decode_s, 1e-9);
+}
+
+// The second of two prompts that wait is loaded while the first is prefilled.
+TEST(ReplaySimulator, AReadBufferLoadsTheNextJobWhileTheServerIsBusy) {
+  const Trace trace = Make({{{1, 4}}, {{11, 4}}, {{1, 5}}, {{11, 5}}});
+  Options options;
+  options.queue = QueueRule::kGpu;
+  options.batch = 4;
+  options.prefill_tokens_per_s = 10;
+  options.kv_bytes_per_token = 1'000'000;
+  options.host_gb_per_s = 0.015;  // 40 tokens in 2.7 s, the fifth block's prefill in one
+  options.host_blocks = 100;
+  options.warmup = 2;
+  const auto ttft = [&](double gib) {
+    options.read_buffer_gib = gib;
+    const auto result = Replay(trace, options, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->metrics.ttft_with;
+  };
+  const std::vector<float> without = ttft(0);
+  const std::vector<float> with = ttft(1);
+  const std::vector<float> half = ttft(0.02);
+  ASSERT_EQ(with.size(), 2u);
+  EXPECT_GT(without[1], 2.6);
+  EXPECT_LT(with[0], 1.2) << "it waited while two prompts were prefilled";
+  EXPECT_GT(half[0], with[0]);
+  EXPECT_LT(half[0], without[0]);
 }
 
 TEST(ReplayRestore, IsDeclinedWhenPrefillIsQuicker) {
@@ -340,7 +433,9 @@ TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
       {"watermarks", "0.8:0.9"}, {"starts", "weekly"},
       {"starts", "poisson:0"},   {"batch", "0"},
       {"queue", "long"},         {"decline", "maybe"},
-      {"host-live-share", "2"},  {"kv-bytes-per-token", "0"}};
+      {"host-live-share", "2"},  {"kv-bytes-per-token", "0"},
+      {"prefetch", "1.5"},       {"read-buffer-gib", "-1"},
+      {"starts", "users:0"}};
   for (const auto& [name, value] : bad) {
     Options options;
     const auto status = SetOption(name, value, &options);

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <queue>
 #include <random>
 
 #include "core/status.h"
@@ -40,6 +42,7 @@ class AgentLines {
     const bool global = json.value("hash_id_scope", std::string("local")) == "global";
     if (!global) builder_->BeginScope();
     const double start_s = NextStart();
+    EndAt(start_s);
     std::vector<uint32_t> sessions;
     for (uint32_t i = 0; i < session_count_; ++i) sessions.push_back(builder_->NewSession());
     for (Parsed& parsed : parsed_) {
@@ -108,7 +111,23 @@ class AgentLines {
     return absl::OkStatus();
   }
 
+  // The user who began the session is free when its last answer has come.
+  void EndAt(double start_s) {
+    if (starts_.rule != SessionStarts::Rule::kUsers) return;
+    double end_s = 0;
+    for (const Parsed& parsed : parsed_) {
+      end_s = std::max(end_s, parsed.request.time_s + parsed.request.service_s);
+    }
+    free_at_s_.push(start_s + end_s);
+  }
+
   double NextStart() {
+    if (starts_.rule == SessionStarts::Rule::kUsers) {
+      if (line_count_++ < starts_.users) return 0;
+      const double free_s = free_at_s_.top();
+      free_at_s_.pop();
+      return free_s;
+    }
     const double at = next_start_s_;
     const size_t index = line_count_++;
     if (starts_.rule == SessionStarts::Rule::kFile) {
@@ -128,6 +147,7 @@ class AgentLines {
   const std::vector<double> arrivals_;
   std::mt19937_64 random_;
   double next_start_s_ = 0;
+  std::priority_queue<double, std::vector<double>, std::greater<>> free_at_s_;
   size_t line_count_ = 0;
   uint32_t block_tokens_ = 0;
   std::vector<Parsed> parsed_;

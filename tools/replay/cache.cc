@@ -1,10 +1,34 @@
 #include "cache.h"
 
+#include <algorithm>
+
 #include "core/status.h"
 
 namespace turnkeep::replay {
 
 using Kind = PlacementEvent::Kind;
+
+namespace {
+
+// The daemon's are ten times as frequent; prefetches also begin when a turn or a read ends.
+constexpr int64_t kTickNs = 1'000'000'000;
+// Asked for at once, at most: a restore that comes waits for these, a hundredth of a second.
+constexpr double kInFlightSeconds = 0.01;
+
+// From the last block before `end` to the first.
+template <typename Visit>
+void EachBackwards(std::span<const BlockRun> runs, uint64_t end, const Visit& visit) {
+  uint64_t begin = 0;
+  for (const BlockRun& run : runs) begin += run.count;
+  for (size_t i = runs.size(); i-- > 0;) {
+    begin -= runs[i].count;
+    for (uint32_t j = runs[i].count; j-- > 0;) {
+      if (begin + j < end) visit(runs[i].first + j);
+    }
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options) {
   std::unique_ptr<Cache> cache(new Cache(options));
@@ -16,6 +40,9 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
   placement.high_watermark = options.high_watermark;
   placement.low_watermark = options.low_watermark;
   placement.write_through = options.write_through;
+  placement.prefetch_bytes = options.prefetch_bytes;
+  placement.prefetch_in_flight_bytes =
+      static_cast<uint64_t>(options.disk_bytes_per_s * kInFlightSeconds);
   cache->learns_ = options.policy == "next_use";
   cache->placement_ = std::make_unique<Placement>(placement, std::move(host), std::move(disk));
   return cache;
@@ -53,11 +80,7 @@ void Cache::Run(int64_t now_ns) {
                            &actions_);
         break;
       case PlacementAction::Kind::kPrefetch:
-        placement_->Handle({.kind = Kind::kHostFilled,
-                            .chunk = action.chunk,
-                            .bytes = bytes_of_[action.chunk],
-                            .now_ns = now_ns},
-                           &actions_);
+        ReadFromDisk(action.chunk, bytes_of_[action.chunk], now_ns);
         break;
       case PlacementAction::Kind::kCancelPrefetch:
         break;
@@ -72,44 +95,74 @@ void Cache::Run(int64_t now_ns) {
   actions_.clear();
 }
 
+void Cache::ReadFromDisk(uint32_t block, uint64_t bytes, int64_t now_ns) {
+  const double seconds = static_cast<double>(bytes) / options_.disk_bytes_per_s;
+  disk_free_ns_ = std::max(disk_free_ns_, now_ns) + static_cast<int64_t>(seconds * 1e9);
+  readings_.push_back({disk_free_ns_, block});
+}
+
+void Cache::AdvanceTo(int64_t now_ns) {
+  now_ns_ = now_ns;
+  if (options_.prefetch_bytes == 0) return;
+  if (next_tick_ns_ == 0) next_tick_ns_ = now_ns;
+  for (;;) {
+    if (!readings_.empty() && readings_.front().end_ns <= std::min(now_ns, next_tick_ns_)) {
+      const Reading reading = readings_.front();
+      readings_.pop_front();
+      if (reading.block == kNone) {
+        Handle(Kind::kDiskReadsEnd, kNone, 0, reading.end_ns);
+      } else {
+        Handle(Kind::kHostFilled, reading.block, bytes_of_[reading.block], reading.end_ns);
+      }
+    } else if (next_tick_ns_ <= now_ns) {
+      Handle(Kind::kTick, kNone, 0, next_tick_ns_);
+      next_tick_ns_ += kTickNs;
+    } else {
+      return;
+    }
+  }
+}
+
+// What a restore reads keeps prefetches from beginning until it has ended.
+void Cache::RestoreFromDisk(std::span<const BlockRun> runs, int64_t now_ns) {
+  const uint64_t bytes = DiskOnlyBytes(runs);
+  if (options_.prefetch_bytes == 0 || bytes == 0) return;
+  Handle(Kind::kDiskReadsBegin, kNone, 0, now_ns);
+  ReadFromDisk(kNone, bytes, now_ns);
+}
+
 void Cache::Bring(uint32_t block, uint64_t bytes, int64_t now_ns) {
   if (block >= bytes_of_.size()) bytes_of_.resize(block + 1 + block / 2);
   bytes_of_[block] = bytes;
-  Handle(Kind::kHostReserved, block, bytes, now_ns);
+  if (placement_->Prefetching(block)) {
+    // Joined: its slot is reserved, and its end is here.
+    std::erase_if(readings_, [&](const Reading& reading) { return reading.block == block; });
+  } else {
+    Handle(Kind::kHostReserved, block, bytes, now_ns);
+  }
   Handle(Kind::kHostFilled, block, bytes, now_ns);
   if (options_.host_bytes < bytes) Handle(Kind::kHostSpaceNeeded, block, bytes, now_ns);
 }
 
 void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
                 const TurnInfo& turn, int64_t now_ns) {
-  uint64_t total = 0;
-  for (const BlockRun& run : runs) total += run.count;
-  const auto each_backwards = [&](uint64_t end, const auto& visit) {
-    uint64_t begin = total;
-    for (size_t i = runs.size(); i-- > 0;) {
-      begin -= runs[i].count;
-      for (uint32_t j = runs[i].count; j-- > 0;) {
-        if (begin + j < end) visit(begin + j, runs[i].first + j);
-      }
-    }
-  };
+  RestoreFromDisk(runs, now_ns);
   // What was found must not make room for what was not: used first, so that it is newer,
   // and once more after it, so that parents stay newer than children. Who learns from turns is
   // told of all blocks before any has to go for them.
   TurnInfo info = turn;
   info.is_use = true;
-  each_backwards(learns_ ? total : found, [&](uint64_t, uint32_t block) {
+  EachBackwards(runs, learns_ ? UINT64_MAX : found, [&](uint32_t block) {
     if (!learns_) return Handle(Kind::kTouched, block, block_bytes, now_ns);
     placement_->Handle({.kind = Kind::kTurnEnded, .chunk = block, .now_ns = now_ns, .turn = info},
                        &actions_);
     info.tail = false;
   });
   bool all_in_host = true;
-  each_backwards(total, [&](uint64_t, uint32_t block) {
-    all_in_host = all_in_host && placement_->InHost(block);
-  });
+  EachBackwards(runs, UINT64_MAX,
+                [&](uint32_t block) { all_in_host = all_in_host && placement_->InHost(block); });
   if (all_in_host) return;
-  each_backwards(total, [&](uint64_t, uint32_t block) {
+  EachBackwards(runs, UINT64_MAX, [&](uint32_t block) {
     if (placement_->InHost(block)) {
       Handle(Kind::kTouched, block, block_bytes, 0);
     } else {
@@ -118,10 +171,22 @@ void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_b
   });
 }
 
+void Cache::EndTurn(std::span<const BlockRun> runs, const TurnInfo& turn, int64_t now_ns) {
+  if (!learns_) return;
+  TurnInfo info = turn;
+  EachBackwards(runs, UINT64_MAX, [&](uint32_t block) {
+    placement_->Handle({.kind = Kind::kTurnEnded, .chunk = block, .now_ns = now_ns, .turn = info},
+                       &actions_);
+    info.tail = false;
+  });
+  if (options_.prefetch_bytes > 0) Handle(Kind::kTick, kNone, 0, now_ns);
+}
+
 void Cache::Expect(const BlockRun& run, int64_t next_use) {
   for (uint32_t block = run.first; block < run.first + run.count; ++block) {
     placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = next_use}, &actions_);
   }
+  Run(now_ns_);
 }
 
 uint64_t Cache::DiskOnlyBytes(std::span<const BlockRun> runs) const {

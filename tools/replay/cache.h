@@ -1,6 +1,7 @@
 // The store's placement without bytes: which blocks of a prompt are where, and what serving
-// a prompt moves. Drives the same Placement and policies as the daemon; writes to disk
-// and reads from it take no time here.
+// a prompt moves. Drives the same Placement and policies as the daemon; writes to disk take no
+// time here, nor do reads, unless there are prefetches: then restores and prefetches share the
+// disk's bandwidth one after another, and no prefetch begins beside a restore (AdvanceTo).
 //
 // Within a prompt blocks are touched from the last to the first, so that what depends on a
 // block is never newer than the block.
@@ -9,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,7 +29,9 @@ struct CacheOptions {
   std::string policy = "lru";
   double high_watermark = 1.0;
   double low_watermark = 1.0;
-  bool write_through = false;  // to disk when saved, not when evicted
+  bool write_through = false;   // to disk when saved, not when evicted
+  uint64_t prefetch_bytes = 0;  // as PlacementOptions; 0: none
+  double disk_bytes_per_s = 0;  // with prefetches, above 0
 };
 
 // What the tiers hold; an item that is in both counts twice.
@@ -57,6 +61,10 @@ class Cache {
   // of kBlockBytes. `turn.tail`: the last block is partly filled.
   void Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
            const TurnInfo& turn, int64_t now_ns);
+  // The turn that Use was told of as running has ended.
+  void EndTurn(std::span<const BlockRun> runs, const TurnInfo& turn, int64_t now_ns);
+  // Time passes: reads end, and prefetches begin. Not backwards; before anything else at `now_ns`.
+  void AdvanceTo(int64_t now_ns);
   // The soonest known use of blocks; see EvictionPolicy::Expect.
   void Expect(const BlockRun& run, int64_t next_use);
   // What of a prompt would have to be read from disk, up to its first missing block.
@@ -77,6 +85,8 @@ class Cache {
   void Handle(PlacementEvent::Kind kind, uint32_t block, uint64_t bytes, int64_t now_ns);
   void Run(int64_t now_ns);
   void Bring(uint32_t block, uint64_t bytes, int64_t now_ns);
+  void ReadFromDisk(uint32_t block, uint64_t bytes, int64_t now_ns);
+  void RestoreFromDisk(std::span<const BlockRun> runs, int64_t now_ns);
 
   const CacheOptions options_;
   std::unique_ptr<Placement> placement_;
@@ -85,6 +95,15 @@ class Cache {
   std::vector<uint64_t> bytes_of_;  // by block
   uint64_t disk_written_bytes_ = 0;
   uint64_t evicted_blocks_ = 0;
+
+  struct Reading {
+    int64_t end_ns = 0;
+    uint32_t block = kNone;  // kNone: a restore reads
+  };
+  std::deque<Reading> readings_;  // in the order of their ends
+  int64_t disk_free_ns_ = 0;
+  int64_t next_tick_ns_ = 0;
+  int64_t now_ns_ = 0;
 };
 
 }  // namespace turnkeep::replay

@@ -74,8 +74,12 @@ absl::Status SetStarts(Text text, Options* options) {
     starts.file = value;
     return absl::OkStatus();
   }
+  if (rule == "users") {
+    starts.rule = SessionStarts::Rule::kUsers;
+    return SetCount(value, 1, 1u << 20, &starts.users);
+  }
   if (rule != "poisson" && rule != "every") {
-    return InvalidArgument("\"{}\" is not poisson:RATE, every:SECONDS or file:PATH", text);
+    return InvalidArgument("\"{}\" is not poisson:RATE, every:SECONDS, users:N or file:PATH", text);
   }
   TK_ASSIGN_OR_RETURN(const double number, Positive(value));
   starts.rule = rule == "every" ? SessionStarts::Rule::kEvery : SessionStarts::Rule::kPoisson;
@@ -98,6 +102,13 @@ absl::Status SetSwitch(Text text, bool* value) {
 absl::Status SetShare(Text text, std::optional<double>* value) {
   TK_ASSIGN_OR_RETURN(*value, ParseNonNegative(text, "value"));
   if (**value > 1) return InvalidArgument("{} is above 1", text);
+  return absl::OkStatus();
+}
+
+absl::Status SetPrefetch(Text text, Options* options) {
+  std::optional<double> share;
+  TK_RETURN_IF_ERROR(SetShare(text, &share));
+  options->prefetch_share = *share;
   return absl::OkStatus();
 }
 
@@ -140,7 +151,9 @@ constexpr OptionSpec kSpecs[] = {
      }},
     {"seed", "N", "Of everything that is drawn",
      [](Text v, Options* o) { return SetCount(v, 0, UINT64_MAX, &o->read.seed); }},
-    {"starts", "RULE", "Agent sessions begin: poisson:PER_SECOND, every:SECONDS, file:AZURE_CSV",
+    {"starts", "RULE",
+     "Agent sessions begin: poisson:PER_SECOND, every:SECONDS, users:N (one after another each), "
+     "file:AZURE_CSV",
      SetStarts},
     {"block-tokens", "N", "Blocks of traces that do not say it (azure, csv)",
      [](Text v, Options* o) { return SetCount(v, 1, 1u << 20, &o->read.default_block_tokens); }},
@@ -179,6 +192,9 @@ constexpr OptionSpec kSpecs[] = {
      }},
     {"lookahead", "N", "How many of the next requests the policy is told",
      [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->lookahead); }},
+    {"prefetch", "SHARE",
+     "Prefetch what next_use predicts, or --lookahead tells; of the host tier, unused at a time",
+     SetPrefetch},
     {"watermarks", "HIGH:LOW", "Where eviction begins and ends, as shares of a tier",
      SetWatermarks},
     {"model", "NAME",
@@ -203,6 +219,9 @@ constexpr OptionSpec kSpecs[] = {
      SetQueue},
     {"batch", "N", "Requests that decode together",
      [](Text v, Options* o) { return SetCount(v, 1, 1u << 16, &o->batch); }},
+    {"read-buffer-gib", "GIB",
+     "--queue gpu: GPU memory into which the next job's KV is loaded while others are served",
+     [](Text v, Options* o) { return SetNonNegative(v, &o->read_buffer_gib); }},
     {"warmup", "N", "Requests that are served first and not counted",
      [](Text v, Options* o) { return SetCount(v, 0, kMaxBlocks, &o->warmup); }},
     {"decline", "on|off", "Leave a restore that takes longer than prefill",

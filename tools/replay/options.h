@@ -44,6 +44,7 @@ struct Options {
 
   std::string policy = "lru";
   uint64_t lookahead = 0;
+  double prefetch_share = 0;  // of the host tier; 0: no prefetches but for a queue
   double high_watermark = 1.0;
   double low_watermark = 1.0;
 
@@ -54,6 +55,7 @@ struct Options {
   double disk_gb_per_s = 5;
   QueueRule queue = QueueRule::kNone;
   uint32_t batch = 24;
+  double read_buffer_gib = 0;
   uint64_t warmup = 0;
   bool decline = true;
   bool stop_reasons = true;

@@ -27,10 +27,11 @@ namespace turnkeep::replay {
 
 // When the sessions of a trace with times of its own per session begin.
 struct SessionStarts {
-  enum class Rule : uint8_t { kPoisson, kEvery, kFile };
+  enum class Rule : uint8_t { kPoisson, kEvery, kFile, kUsers };
   Rule rule = Rule::kPoisson;
   double per_second = 0.02;  // kPoisson: rate; kEvery: one each 1 / per_second
   std::string file;          // kFile: arrivals of an azure CSV, one a session, in order
+  uint32_t users = 1;        // kUsers: so many, each begins a session when its last has ended
 };
 
 struct ReadOptions {

@@ -83,17 +83,21 @@ absl::StatusOr<Result> Prepare(const Trace& trace, const Options& options,
   result.block_bytes = options.block_bytes.value_or(
       RoundUp(simulator->model.kv_bytes_per_token * std::max(trace.block_tokens, 1u), kBlockBytes));
   TK_RETURN_IF_ERROR(SetCapacities(trace, options, &result));
-  simulator->cache = {.host_bytes = result.host_bytes,
-                      .disk_bytes = result.disk_bytes,
-                      .policy = options.policy,
-                      .high_watermark = options.high_watermark,
-                      .low_watermark = options.low_watermark,
-                      .write_through = options.write_through};
+  simulator->cache = {
+      .host_bytes = result.host_bytes,
+      .disk_bytes = result.disk_bytes,
+      .policy = options.policy,
+      .high_watermark = options.high_watermark,
+      .low_watermark = options.low_watermark,
+      .write_through = options.write_through,
+      .prefetch_bytes = static_cast<uint64_t>(double(result.host_bytes) * options.prefetch_share),
+      .disk_bytes_per_s = options.disk_gb_per_s * 1e9};
   simulator->block_bytes = result.block_bytes;
   simulator->host_bytes_per_s = options.host_gb_per_s * 1e9;
   simulator->disk_bytes_per_s = options.disk_gb_per_s * 1e9;
   simulator->queue = options.queue;
   simulator->batch = options.batch;
+  simulator->read_buffer_bytes = GibToBytes(options.read_buffer_gib);
   simulator->lookahead = options.lookahead;
   simulator->warmup = options.warmup;
   simulator->decline = options.decline;

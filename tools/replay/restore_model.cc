@@ -14,8 +14,9 @@ RestorePlan Take(const RestoreCase& restore, double tokens) {
   const double link_s = tokens > 0 ? tokens / restore.host_load_tokens_per_s : 0;
   const double disk_s =
       plan.disk_tokens > 0 ? plan.disk_tokens / restore.disk_load_tokens_per_s : 0;
-  const double load_s = std::max(link_s, disk_s);
+  const double load_s = std::max(0.0, std::max(link_s, disk_s) - restore.preload_s);
   plan.prefill_s = (restore.input_tokens - tokens) / restore.prefill_tokens_per_s;
+  plan.load_s = load_s;
   plan.ttft_s = std::max(plan.prefill_s, load_s) + load_s / restore.layers;
   return plan;
 }

@@ -15,11 +15,13 @@ struct RestoreCase {
   double host_load_tokens_per_s = 0;
   double disk_load_tokens_per_s = 0;
   uint32_t layers = 1;
+  double preload_s = 0;  // of the load is done when the prefill begins (a read buffer)
 };
 
 struct RestorePlan {
   double ttft_s = 0;
   double prefill_s = 0;
+  double load_s = 0;       // beside the prefill
   double host_tokens = 0;  // restored
   double disk_tokens = 0;
   bool declined = false;  // less than what was found

@@ -46,6 +46,7 @@ class Simulation {
     metrics_.disk_written_bytes = cache_.disk_written_bytes() - written_before_;
     metrics_.evicted_blocks = cache_.evicted_blocks() - evicted_before_;
     if (queue_ahead_) metrics_.prefetched_blocks = queue_ahead_->prefetched_blocks();
+    if (options_.cache.prefetch_bytes > 0) CountPrefetches();
     metrics_.span_s = std::max(0.0, end_s_ - start_s_);
     return std::move(metrics_);
   }
@@ -55,6 +56,14 @@ class Simulation {
     double time_s;
     uint32_t request;
     bool operator>(const Arrival& other) const {
+      return time_s != other.time_s ? time_s > other.time_s : request > other.request;
+    }
+  };
+  struct TurnEnd {
+    double time_s;
+    uint32_t request;
+    TurnInfo turn;
+    bool operator>(const TurnEnd& other) const {
       return time_s != other.time_s ? time_s > other.time_s : request > other.request;
     }
   };
@@ -86,7 +95,9 @@ class Simulation {
     if (arrivals_.empty()) return false;
     const Arrival arrival = arrivals_.top();
     arrivals_.pop();
+    EndTurnsUntil(arrival.time_s);
     now_s_ = arrival.time_s;
+    cache_.AdvanceTo(NowNs());
     const TraceRequest& request = trace_.requests[arrival.request];
     const double ttft_s = Serve(arrival.request);
     // A request that decodes alone has the step to itself; its share in a batch is charged.
@@ -95,6 +106,38 @@ class Simulation {
     ChargeDecode(request.output_tokens * step_s / options_.batch);
     Finish(arrival.request, now_s_ + ttft_s + request.output_tokens * step_s);
     return true;
+  }
+
+  int64_t NowNs() const { return static_cast<int64_t>(now_s_ * 1e9); }
+
+  void EndTurnsUntil(double time_s) {
+    for (; !turn_ends_.empty() && turn_ends_.top().time_s <= time_s; turn_ends_.pop()) {
+      const TurnEnd end = turn_ends_.top();
+      now_s_ = std::max(now_s_, end.time_s);
+      cache_.AdvanceTo(NowNs());
+      cache_.EndTurn(trace_.RunsOf(trace_.requests[end.request]), end.turn, NowNs());
+    }
+  }
+
+  // The turn as it is told at its beginning. Its end, if the source recorded when that was, is told
+  // then, and no later than the session's next turn begins.
+  TurnInfo Begin(uint32_t index, TurnInfo turn) {
+    const TraceRequest& request = trace_.requests[index];
+    if (options_.queue != QueueRule::kNone || request.service_s <= 0) return turn;
+    double end_s = now_s_ + request.service_s;
+    if (request.next_turn != kNone) {
+      end_s = std::min(end_s, trace_.requests[request.next_turn].time_s);
+    }
+    turn_ends_.push({end_s, index, turn});
+    turn.stop = turnkeep::StopReason::kUnknown;
+    turn.running = true;
+    return turn;
+  }
+
+  void CountPrefetches() {
+    const Placement::PrefetchUsage prefetch = cache_.placement().prefetch();
+    metrics_.prefetched_blocks = prefetch.begun - prefetch.failed - prefetched_before_;
+    metrics_.prefetched_used_blocks = prefetch.used - prefetched_used_before_;
   }
 
   void TakeArrivals() {
@@ -118,6 +161,10 @@ class Simulation {
     waiting_.pop_front();
     const TraceRequest& request = trace_.requests[arrival.request];
     const double wait_s = now_s_ - arrival.time_s;
+    // It could be loaded since it came, but after the one before it.
+    const double idle_s = std::max(0.0, now_s_ - std::max(link_free_s_, arrival.time_s));
+    const auto buffer = static_cast<double>(options_.read_buffer_bytes);
+    preload_s_ = std::min(idle_s, buffer / options_.host_bytes_per_s);
     now_s_ += Serve(arrival.request);
     if (counting_) metrics_.wait_s += wait_s;
     if (request.output_tokens == 0) return Finish(arrival.request, now_s_);
@@ -177,11 +224,12 @@ class Simulation {
     if (trace_ahead_) trace_ahead_->Before(index);
     const Found found = Find(index, runs);
     const RestorePlan plan = Plan(request, found);
+    link_free_s_ = now_s_ + plan.load_s;
     if (counting_) Count(request, found, plan);
     if (queue_ahead_)
       metrics_.prefetched_used_blocks +=
           std::min(found.host_blocks, queue_ahead_->PrefetchedFor(index));
-    const auto now_ns = static_cast<int64_t>(now_s_ * 1e9);
+    const int64_t now_ns = NowNs();
     if (options_.store != nullptr) {
       status_.Update(options_.store->Save(index));
       return plan.ttft_s;
@@ -189,7 +237,8 @@ class Simulation {
     if (trace_.whole_sessions) {
       UseSession(request, runs, found.blocks(), now_ns);
     } else {
-      cache_.Use(runs, found.blocks(), options_.block_bytes, TurnOf(request, runs), now_ns);
+      const TurnInfo turn = Begin(index, TurnOf(request, runs));
+      cache_.Use(runs, found.blocks(), options_.block_bytes, turn, now_ns);
     }
     if (trace_ahead_) trace_ahead_->After(index);
     if (queue_ahead_) queue_ahead_->Served(index);
@@ -251,7 +300,8 @@ class Simulation {
                         .prefill_tokens_per_s = model_.prefill_tokens_per_s,
                         .host_load_tokens_per_s = options_.host_bytes_per_s / kv,
                         .disk_load_tokens_per_s = options_.disk_bytes_per_s / kv,
-                        .layers = std::max(model_.layers, 1u)},
+                        .layers = std::max(model_.layers, 1u),
+                        .preload_s = preload_s_},
                        options_.decline);
   }
 
@@ -260,6 +310,9 @@ class Simulation {
     start_s_ = now_s_;
     written_before_ = cache_.disk_written_bytes();
     evicted_before_ = cache_.evicted_blocks();
+    const Placement::PrefetchUsage prefetch = cache_.placement().prefetch();
+    prefetched_before_ = prefetch.used + prefetch.wasted;  // the others count
+    prefetched_used_before_ = prefetch.used;
   }
 
   void Count(const TraceRequest& request, const Found& found, const RestorePlan& plan) {
@@ -296,6 +349,8 @@ class Simulation {
   double steps_ = 0;           // decode iterations so far
   double context_tokens_ = 0;  // of the active requests
   double now_s_ = 0;
+  double link_free_s_ = 0;  // the link to the GPU has loaded the last job
+  double preload_s_ = 0;    // of the job that begins
   double start_s_ = 0;
   double end_s_ = 0;
   bool counting_ = false;
@@ -303,6 +358,9 @@ class Simulation {
   std::optional<QueueLookAhead> queue_ahead_;
   uint64_t written_before_ = 0;
   uint64_t evicted_before_ = 0;
+  uint64_t prefetched_before_ = 0;
+  uint64_t prefetched_used_before_ = 0;
+  std::priority_queue<TurnEnd, std::vector<TurnEnd>, std::greater<>> turn_ends_;
   absl::Status status_;  // of options_.store
 };
 
@@ -317,6 +375,9 @@ absl::StatusOr<Metrics> Simulate(const Trace& trace, const SimulatorOptions& opt
       (options.block_bytes == 0 || options.block_bytes % kBlockBytes != 0)) {
     return InvalidArgument("replay: blocks of {} bytes are no multiple of {}", options.block_bytes,
                            kBlockBytes);
+  }
+  if (options.cache.prefetch_bytes > 0 && options.queue != QueueRule::kNone) {
+    return InvalidArgument("replay: a queue has prefetches of its own; --prefetch needs none");
   }
   TK_ASSIGN_OR_RETURN(const auto cache, Cache::Create(options.cache));
   return Simulation(trace, options, cache.get()).Run();

@@ -9,6 +9,13 @@
 // load overlap but for one layer (section 3.2.1). What would take longer than prefilling
 // everything is cut short or declined.
 //
+// With a read buffer (section 3.2.1), the link loads the next waiting job's KV while the server is
+// busy with those before it: as soon as it has loaded these, and as much as the buffer holds.
+//
+// A turn of which the source recorded how long it was served ends after that time, and who learns
+// from turns is told then how it ended; else both are told when it begins. With
+// cache.prefetch_bytes, placement prefetches what its policy predicts or was told to expect.
+//
 // TTFT is what serving takes from its start to the first token; waiting is given apart.
 // "Without" is the same request with its whole prompt prefilled.
 //
@@ -47,10 +54,11 @@ struct SimulatorOptions {
   double disk_bytes_per_s = 5e9;
   QueueRule queue = QueueRule::kNone;
   uint32_t batch = 24;
-  uint64_t lookahead = 0;  // requests of the future that the policy is told
-  uint64_t warmup = 0;     // requests that are served but not counted
+  uint64_t read_buffer_bytes = 0;  // of GPU memory, for one job that waits
+  uint64_t lookahead = 0;          // requests of the future that the policy is told
+  uint64_t warmup = 0;             // requests that are served but not counted
   bool decline = true;
-  bool stop_reasons = true;  // told to the policy
+  bool stop_reasons = true;  // told to the policy, when the turn ends
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
 

@@ -42,6 +42,7 @@ Json ReplayRow(const Result& result) {
       {"hit_rate_tokens_disk", share(m.hit_tokens - m.hit_tokens_host, m.tokens)},
       {"hit_rate_blocks_disk", share(m.hit_blocks_disk, m.blocks)},
       {"share_of_hits_host", share(m.hit_blocks_host, m.hit_blocks)},
+      {"share_of_hit_tokens_host", share(m.hit_tokens_host, m.hit_tokens)},
   };
   json["optimal_hit_rate_blocks"] = nullptr;
   json["share_of_optimal"] = nullptr;
