@@ -23,6 +23,12 @@ struct PolicyRow {
   double decision_ns = 0;  // mean
   double decision_ns_p50 = 0;
   double decision_ns_p99 = 0;
+  // The same through Placement, as the store does it: the event that asks for room, its eviction
+  // and the log's entry. The heap is that of placement, both tiers' policies and hints' order.
+  double placement_bytes_per_chunk = 0;
+  double placement_ns = 0;
+  double placement_ns_p50 = 0;
+  double placement_ns_p99 = 0;
 };
 
 // A tier of `chunks` chunks in use: turns of a hundred chunks each touch old ones, and as many new

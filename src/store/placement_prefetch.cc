@@ -216,14 +216,15 @@ bool Placement::MakeRoomFor(ChunkIndex chunk, double worth, std::vector<Placemen
     bool worth_less = true;
     const ChunkIndex victim = host_policy_->FindVictim(
         [&](ChunkIndex c) {
-          // The order is that of worth: who follows is worth no less.
-          worth_less = worth_less && (!predicted || host_policy_->Worth(c) * kSwapGain < worth);
-          const bool later = predicted ? worth_less && states_[c].next_use == kNoExpectedUse
-                                       : states_[c].next_use > next_use;
+          // The order is that of worth: who follows is worth no less, and the search ends.
+          worth_less = !predicted || host_policy_->Worth(c) * kSwapGain < worth;
+          if (!worth_less) return true;
+          const bool later =
+              predicted ? states_[c].next_use == kNoExpectedUse : states_[c].next_use > next_use;
           return OnDisk(c) && HostEvictable(c) && later && host_policy_->keep(c) <= kPolicyKeep;
         },
         kVictimScan);
-    if (victim == kNoChunk) return false;
+    if (victim == kNoChunk || !worth_less) return false;
     DropHost(victim);
     actions->push_back({.kind = PlacementAction::Kind::kEvictHost,
                         .chunk = victim,

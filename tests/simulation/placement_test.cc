@@ -186,11 +186,9 @@ class Simulation {
       if (action.kind == Action::kPrefetch) {
         for (const ChunkIndex victim : made_room) {
           const int64_t next_use = chunks_[action.chunk].next_use;
-          EXPECT_TRUE(chunks_[victim].next_use > next_use || next_use == kNoExpectedUse)
+          EXPECT_TRUE(chunks_[victim].next_use > next_use ||
+                      (predicts_ && chunks_[victim].next_use == kNoExpectedUse))
               << "a prefetch evicted what is needed sooner";
-          EXPECT_TRUE(next_use != kNoExpectedUse || chunks_[victim].next_use == kNoExpectedUse)
-              << "a prediction evicted what is known to be needed";
-          EXPECT_TRUE(next_use != kNoExpectedUse || predicts_) << "nobody asked for it";
           EXPECT_LE(chunks_[victim].keep, kPolicyKeep) << "a prefetch evicted what is retained";
         }
         made_room.clear();
@@ -325,10 +323,9 @@ class Simulation {
     Send({.kind = Kind::kPrefetchFailed, .chunk = index});
   }
 
-  // Chunks of even number come back within seconds.
   void EndTurn(ChunkIndex index) {
-    const StopReason stop = index % 2 == 0 ? StopReason::kToolUse : StopReason::kEndTurn;
-    Send({.kind = Kind::kTurnEnded, .chunk = index, .turn = {.stop = stop}});
+    const TurnInfo turn = {.stop = static_cast<StopReason>(index % kStopReasons)};
+    Send({.kind = Kind::kTurnEnded, .chunk = index, .turn = turn});
     Send({.kind = Kind::kTick});
   }
 
@@ -388,8 +385,7 @@ class Simulation {
 
   const PlacementOptions options_;
   std::mt19937_64 random_;
-  const bool looks_ahead_;
-  const bool predicts_;
+  const bool looks_ahead_, predicts_;
   Placement placement_;
   std::vector<Chunk> chunks_;
   std::vector<ChunkIndex> writing_;
@@ -457,16 +453,12 @@ TEST(PlacementSimulation, RandomEventsNeverBreakAPromise) {
 
 TEST(PlacementSimulation, PredictedPrefetchesBreakNoPromise) {
   const uint64_t seed = NumberFrom("TURNKEEP_SEED", 1) * 1000 + 7;
-  const uint64_t steps = NumberFrom("TURNKEEP_STEPS", 50'000);
   for (const PlacementOptions& options : AllOptions()) {
     if (options.prefetch_bytes == 0) continue;
-    SCOPED_TRACE(fmt::format("seed {}", seed));
     Simulation simulation(options, seed, "next_use");
-    for (uint64_t step = 0; step < steps; ++step) {
-      ASSERT_TRUE(simulation.Step()) << "at step " << step;
-    }
+    for (int step = 0; step < 50'000; ++step) ASSERT_TRUE(simulation.Step()) << step << " " << seed;
     EXPECT_TRUE(simulation.Drain());
-    EXPECT_GT(simulation.prefetches(), steps / 400);
+    EXPECT_GT(simulation.prefetches(), 100u);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -57,7 +58,8 @@ absl::Status Expand(const ReplayArguments& arguments, std::vector<Options>* runs
   return absl::OkStatus();
 }
 
-// Hit rate against capacity, a line a policy, and how TTFT is distributed, a line a run.
+// Hit rate against capacity, a line a policy, and how TTFT is distributed, a line for each run of
+// the last run's capacities.
 absl::Status WritePlot(const std::string& path, const std::vector<std::string>& labels,
                        const std::vector<Result>& results) {
   using replay::Chart;
@@ -72,10 +74,11 @@ absl::Status WritePlot(const std::string& path, const std::vector<std::string>& 
              .log_x = true,
              .lines = {}};
   std::map<std::string, std::map<double, double>> by_policy;
+  const auto bytes_of = [](const Result& result) { return result.host_bytes + result.disk_bytes; };
+  std::set<std::string> names;
   for (size_t i = 0; i < results.size(); ++i) {
     const Metrics& m = results[i].metrics;
-    const double gib =
-        static_cast<double>(results[i].host_bytes + results[i].disk_bytes) / double(kGiB);
+    const double gib = static_cast<double>(bytes_of(results[i])) / double(kGiB);
     const auto percent = [&](uint64_t blocks) {
       return 100 * Ratio(static_cast<double>(blocks), static_cast<double>(m.blocks));
     };
@@ -83,8 +86,12 @@ absl::Status WritePlot(const std::string& path, const std::vector<std::string>& 
     if (results[i].has_optimum) {
       by_policy["optimum"][gib] = percent(results[i].optimal_hit_blocks);
     }
+    if (bytes_of(results[i]) != bytes_of(results.back())) continue;
+    // The policy says enough where it is another in every run.
+    const std::string& policy = results[i].options.policy;
+    const bool is_new = names.insert(policy).second;
     ttft.lines.push_back(
-        replay::CumulativeLine(labels[i].empty() ? "with" : labels[i], m.ttft_with));
+        replay::CumulativeLine(is_new || labels[i].empty() ? policy : labels[i], m.ttft_with));
   }
   ttft.lines.push_back(replay::CumulativeLine("without", results.front().metrics.ttft_without));
   for (const auto& [policy, points] : by_policy) {
