@@ -21,7 +21,9 @@ absl::StatusOr<std::unique_ptr<Conversation>> Conversation::Create(Engine* engin
                                                                    Options options) {
   std::unique_ptr<Conversation> conversation(new Conversation(engine, std::move(options)));
   const Options& o = conversation->options_;
-  const Engine::CacheOptions cache{.dtype = o.dtype, .keep_raw_keys = o.raw_keys};
+  const Engine::CacheOptions cache{.dtype = o.dtype,
+                                   .keep_raw_keys = o.raw_keys,
+                                   .pages = o.device == nullptr ? nullptr : o.device->pages()};
   TK_ASSIGN_OR_RETURN(conversation->cache_, engine->NewCache(cache));
   if (o.compare) {
     Engine::CacheOptions check = cache;
@@ -103,10 +105,10 @@ absl::Status Conversation::DropOldestHalf(size_t user_tokens, TurnRow* row) {
       // A store that cannot follow costs hits: the next turn is computed.
       (void)bridge_->Truncate(last_.get(), tokens, 0, dropped);
     } else {
-      engine_->Truncate(last_.get(), tokens, 0, dropped);
+      TK_RETURN_IF_ERROR(engine_->Truncate(last_.get(), tokens, 0, dropped));
     }
     if (reference_ != nullptr && reference_tokens_ == tokens) {
-      engine_->Truncate(reference_.get(), tokens, 0, dropped);
+      TK_RETURN_IF_ERROR(engine_->Truncate(reference_.get(), tokens, 0, dropped));
       reference_tokens_ -= dropped;
     } else if (reference_ != nullptr) {
       return FailedPrecondition("compare: a truncated conversation cannot be gone on with");

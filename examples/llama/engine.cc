@@ -7,6 +7,8 @@
 
 #include "core/check.h"
 #include "core/status.h"
+#include "llama/device_pages.h"
+#include "llama/kv_planes.h"
 
 namespace turnkeep::llama {
 namespace {
@@ -17,6 +19,8 @@ std::vector<Gemm::Shape> ShapesOf(const ModelConfig& c) {
   return {
       {c.dim, c.dim}, {c.kv_dim(), c.dim}, {c.hidden, c.dim}, {c.dim, c.hidden}, {c.vocab, c.dim}};
 }
+
+DevicePages* PagesOf(const Engine::Row& row) { return row.sequence->cache()->options().pages; }
 
 }  // namespace
 
@@ -62,7 +66,8 @@ absl::StatusOr<std::unique_ptr<PagedKvCache>> Engine::NewCache(const CacheOption
                                .dtype = options.dtype,
                                .keep_raw_keys = options.keep_raw_keys,
                                .page_tokens = options.page_tokens,
-                               .page_count = (tokens + per_page - 1) / per_page});
+                               .page_count = (tokens + per_page - 1) / per_page,
+                               .pages = options.pages});
 }
 
 absl::Status Engine::Validate(std::span<const Row> rows) const {
@@ -88,6 +93,8 @@ absl::Status Engine::Forward(std::span<const Row> rows, LayerObserver* observer,
   const ModelConfig& c = model_->config();
   TK_RETURN_IF_ERROR(Validate(rows));
   TK_CHECK(logits.size() == logit_rows.size() * c.vocab);
+  DevicePages* const pages = rows.empty() ? nullptr : PagesOf(rows[0]);
+  if (pages != nullptr) TK_RETURN_IF_ERROR(BeginDevicePass(rows, pages));
   std::vector<float> x(rows.size() * c.dim);
   for (size_t i = 0; i < rows.size(); ++i) {
     std::memcpy(&x[i * c.dim], model_->embedding() + size_t{rows[i].token} * c.dim,
@@ -97,7 +104,7 @@ absl::Status Engine::Forward(std::span<const Row> rows, LayerObserver* observer,
     if (observer != nullptr) TK_RETURN_IF_ERROR(observer->BeforeLayer(layer));
     for (size_t begin = 0; begin < rows.size(); begin += kMaxBatchRows) {
       const size_t count = std::min(kMaxBatchRows, rows.size() - begin);
-      RunLayer(layer, rows.subspan(begin, count), &x[begin * c.dim]);
+      TK_RETURN_IF_ERROR(RunLayer(layer, rows.subspan(begin, count), &x[begin * c.dim]));
     }
     if (observer != nullptr) observer->AfterLayer(layer);
   }
@@ -129,34 +136,67 @@ absl::Status Engine::Prefill(Sequence* sequence, std::span<const uint32_t> token
   return Forward(rows, observer, {&last, 1}, logits);
 }
 
-void Engine::RunLayer(uint32_t layer, std::span<const Row> rows, float* x) {
+absl::Status Engine::BeginDevicePass(std::span<const Row> rows, DevicePages* pages) const {
+  const Sequence& sequence = *rows[0].sequence;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].sequence != &sequence || rows[i].position != rows[0].position + i)
+      return InvalidArgument("forward: on a device, rows are consecutive tokens of one sequence");
+  }
+  const KvLayout layout = LayoutOf(*this, sequence.cache()->options(), kDefaultChunkTokens);
+  return pages->BeginPass(MoverOptionsOf(*this, layout, sequence), ShapeOf(*sequence.cache()),
+                          sequence);
+}
+
+// All rows' KV is in the cache before any row attends, and attention reads it back as it was
+// rounded for the cache.
+absl::Status Engine::RunLayer(uint32_t layer, std::span<const Row> rows, float* x) {
   const ModelConfig& c = model_->config();
-  ComputeKv(layer, rows, x);
-  if (plan_ != nullptr) {
-    RunPlan(layer, *rows[0].sequence->cache());
+  Project(layer, rows.size(), x);
+  if (DevicePages* const pages = PagesOf(rows[0]); pages != nullptr) {
+    TK_RETURN_IF_ERROR(AttendOnDevice(layer, rows, pages));
   } else {
-    RunAttention(layer, rows);
+    for (size_t i = 0; i < rows.size(); ++i)
+      StoreKv(layer, rows[i], &key_[i * c.kv_dim()], &value_[i * c.kv_dim()], &query_[i * c.dim]);
+    if (plan_ != nullptr) {
+      RunPlan(layer, *rows[0].sequence->cache());
+    } else {
+      RunAttention(layer, rows);
+    }
   }
   gemm_.Multiply(attended_.data(), model_->layer(layer).wo, projected_.data(), rows.size(),
                  {c.dim, c.dim});
   for (size_t i = 0; i < rows.size() * c.dim; ++i) x[i] += projected_[i];
   RunFeedForward(layer, rows.size(), x);
+  return absl::OkStatus();
 }
 
-// Queries into query_, keys and values into the cache. All rows' KV is written before
-// any row attends, and attention reads it back as it was rounded for the cache.
-void Engine::ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x) {
+// Queries, keys and values before RoPE into query_, key_ and value_.
+void Engine::Project(uint32_t layer, size_t count, const float* x) {
   const ModelConfig& c = model_->config();
   const Model::Layer& weights = model_->layer(layer);
-  for (size_t i = 0; i < rows.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     RmsNorm(x + i * c.dim, weights.attention_norm, &normed_[i * c.dim], c.dim);
   }
-  gemm_.Multiply(normed_.data(), weights.wq, query_.data(), rows.size(), {c.dim, c.dim});
-  gemm_.Multiply(normed_.data(), weights.wk, key_.data(), rows.size(), {c.kv_dim(), c.dim});
-  gemm_.Multiply(normed_.data(), weights.wv, value_.data(), rows.size(), {c.kv_dim(), c.dim});
+  gemm_.Multiply(normed_.data(), weights.wq, query_.data(), count, {c.dim, c.dim});
+  gemm_.Multiply(normed_.data(), weights.wk, key_.data(), count, {c.kv_dim(), c.dim});
+  gemm_.Multiply(normed_.data(), weights.wv, value_.data(), count, {c.kv_dim(), c.dim});
+}
+
+absl::Status Engine::AttendOnDevice(uint32_t layer, std::span<const Row> rows, DevicePages* pages) {
+  const ModelConfig& c = model_->config();
+  const PagedKvCache::Options& cache = rows[0].sequence->cache()->options();
+  TK_RETURN_IF_ERROR(pages->BeginRows(rows[0].position, rows.size()));
   for (size_t i = 0; i < rows.size(); ++i) {
-    StoreKv(layer, rows[i], &key_[i * c.kv_dim()], &value_[i * c.kv_dim()], &query_[i * c.dim]);
+    const std::vector<float>& angles = angles_[rows[i].position];
+    float* const query = &query_[i * c.dim];
+    float* const key = &key_[i * c.kv_dim()];
+    Rope::Rotate(angles, query, c.heads, c.head_dim());
+    if (!cache.keep_raw_keys) Rope::Rotate(angles, key, c.kv_heads, c.head_dim());
+    StoreRow(query, cache.dtype, pages->QueryRow(i), c.dim);
+    StoreRow(key, cache.dtype, pages->KeyRow(i), c.kv_dim());
+    StoreRow(&value_[i * c.kv_dim()], cache.dtype, pages->ValueRow(i), c.kv_dim());
   }
+  return pages->StoreAndAttend(layer, attended_.data());
 }
 
 // With raw keys the rotated ones are made from the raw ones as stored, so that rotating
@@ -230,6 +270,8 @@ absl::Status Engine::Decode(std::span<const Row> rows, const AttentionPlan& plan
       return InvalidArgument("decode: rows of several caches");
   }
   const PagedKvCache& cache = *rows[0].sequence->cache();
+  if (cache.options().pages != nullptr)
+    return InvalidArgument("decode: the cache's pages are a device's, allowed host memory");
   if (cache.options().dtype != DType::kFloat32)
     return InvalidArgument("decode: a cache of {}, allowed float32",
                            std::string(NameOf(cache.options().dtype)));
@@ -283,11 +325,18 @@ RopeSpec Engine::RopeOf(const PagedKvCache::Options& cache) const {
           .key_state = cache.keep_raw_keys ? KeyState::kRaw : KeyState::kRotated};
 }
 
-void Engine::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
-                      uint64_t drop_end) const {
+absl::Status Engine::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
+                              uint64_t drop_end) const {
   TK_CHECK(drop_begin <= drop_end && drop_end <= token_count);
   const BlockTable& table = sequence->table();
   const PagedKvCache::Options& cache = table.cache->options();
+  if (cache.pages != nullptr) {
+    const KvLayout layout = LayoutOf(*this, cache, kDefaultChunkTokens);
+    TK_RETURN_IF_ERROR(cache.pages->Truncate(MoverOptionsOf(*this, layout, *sequence), *sequence,
+                                             token_count, drop_begin, drop_end));
+    sequence->Shrink(token_count - (drop_end - drop_begin));
+    return absl::OkStatus();
+  }
   const int64_t shift = static_cast<int64_t>(drop_begin) - static_cast<int64_t>(drop_end);
   const Rotation rotation = bake_positions_ ? Rotation() : Rotation::Shift(RopeOf(cache), shift);
   for (uint32_t layer = 0; layer < model_->config().layers; ++layer) {
@@ -307,6 +356,7 @@ void Engine::Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_be
     }
   }
   sequence->Shrink(token_count - (drop_end - drop_begin));
+  return absl::OkStatus();
 }
 
 void Engine::RotateRaw(const PagedKvCache::Options& cache, uint64_t token, const std::byte* raw,

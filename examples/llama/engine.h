@@ -60,7 +60,8 @@ class Engine {
     DType dtype = DType::kFloat32;
     bool keep_raw_keys = false;
     uint32_t page_tokens = 16;
-    uint32_t token_count = 0;  // of all sequences; 0: the model's context
+    uint32_t token_count = 0;      // of all sequences; 0: the model's context
+    DevicePages* pages = nullptr;  // null: in host memory
   };
 
   // `model` outlives the engine.
@@ -76,6 +77,8 @@ class Engine {
   // ([logit_rows.size(), vocab]). Rows of one sequence come in the order of their
   // positions, and their sequences have room for them (FailedPrecondition if not). Tokens
   // outside the vocabulary and positions outside the context are InvalidArgument. Blocks.
+  // Of a cache whose pages are a device's: rows are consecutive tokens of one sequence, else
+  // InvalidArgument; errors are also the device's.
   absl::Status Forward(std::span<const Row> rows, LayerObserver* observer,
                        std::span<const uint32_t> logit_rows, std::span<float> logits);
 
@@ -86,15 +89,16 @@ class Engine {
 
   // One decode step of many sequences, one row each, of one float32 cache: Forward with the
   // attention of `plan`, whose rows are `rows`. Equal to Forward but for the order of float32 sums.
-  // At most kMaxBatchRows rows. Gives the logits of all rows.
+  // At most kMaxBatchRows rows, of a cache in host memory. Gives the logits of all rows.
   absl::Status Decode(std::span<const Row> rows, const AttentionPlan& plan,
                       std::span<float> logits);
 
   // Takes tokens [drop_begin, drop_end) out of a context of `token_count`; what follows
   // moves down and its keys get their new positions (raw keys: rotated anew; rotated
   // keys: shifted by the difference).
-  void Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
-                uint64_t drop_end) const;
+  // An error is the device's; the sequence must then be given up.
+  absl::Status Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
+                        uint64_t drop_end) const;
 
   // How keys of a cache of these options are rotated and stored.
   RopeSpec RopeOf(const PagedKvCache::Options& cache) const;
@@ -109,9 +113,12 @@ class Engine {
  private:
   Engine(const Model* model, const Options& options);
   absl::Status Validate(std::span<const Row> rows) const;
-  void RunLayer(uint32_t layer, std::span<const Row> rows, float* x);
-  void ComputeKv(uint32_t layer, std::span<const Row> rows, const float* x);
+  // Of a pass over a cache whose pages are a device's.
+  absl::Status BeginDevicePass(std::span<const Row> rows, DevicePages* pages) const;
+  absl::Status RunLayer(uint32_t layer, std::span<const Row> rows, float* x);
+  void Project(uint32_t layer, size_t count, const float* x);
   void StoreKv(uint32_t layer, const Row& row, float* key, const float* value, float* query);
+  absl::Status AttendOnDevice(uint32_t layer, std::span<const Row> rows, DevicePages* pages);
   // The key of `token` that attention reads, of the raw one as it is stored.
   void RotateRaw(const PagedKvCache::Options& cache, uint64_t token, const std::byte* raw,
                  std::byte* key) const;

@@ -10,16 +10,6 @@
 
 namespace turnkeep::llama {
 
-KvLayout LayoutOf(const Engine& engine, const PagedKvCache::Options& cache, uint32_t chunk_tokens) {
-  KvLayout layout;
-  layout.model = engine.model().name();
-  layout.weights_revision = engine.model().revision();
-  layout.chunk_tokens = chunk_tokens;
-  layout.rope = engine.RopeOf(cache);
-  layout.layers.assign(cache.layers, LayerSpec::Full(cache.kv_heads, cache.head_dim, cache.dtype));
-  return layout;
-}
-
 // One run through the layers: each is waited for just before it is computed, and leaves right
 // after.
 class KvBridge::LayerPass : public LayerObserver {
@@ -59,20 +49,6 @@ class KvBridge::LayerPass : public LayerObserver {
   absl::Status save_status_;
 };
 
-PagedPlane PlaneOf(PagedKvCache* cache, Plane plane, uint32_t layer) {
-  const PagedKvCache::Options& o = cache->options();
-  const uint64_t token = uint64_t{o.kv_heads} * o.head_dim;
-  return {.base = cache->Page(plane, layer, 0),
-          .element_bytes = DTypeBytes(o.dtype),
-          .page_tokens = o.page_tokens,
-          .heads = o.kv_heads,
-          .dim = o.head_dim,
-          .page_stride = token * o.page_tokens,
-          .token_stride = token,
-          .head_stride = o.head_dim,
-          .block_dim = o.head_dim};
-}
-
 KvBridge::KvBridge(KvStore* store, Engine* engine, Options options)
     : store_(store),
       engine_(engine),
@@ -88,8 +64,17 @@ absl::Status KvBridge::BeginTurn(const Sequence& sequence) {
   saved_tokens_ = 0;
   spans_.clear();
   predicted_.reset();
-  if (compute_ != nullptr) return absl::OkStatus();
-  TK_ASSIGN_OR_RETURN(compute_, device_->device().NewStream());
+  DevicePages* const pages = sequence.cache()->options().pages;
+  if ((pages == nullptr ? nullptr : device_->pages()) != pages)
+    return InvalidArgument("the cache's pages lie on another device than the bridge's");
+  if (pages != nullptr) {
+    TK_ASSIGN_OR_RETURN(compute_, pages->Stream());
+    return absl::OkStatus();
+  }
+  if (own_compute_ == nullptr) {
+    TK_ASSIGN_OR_RETURN(own_compute_, device_->device().NewStream());
+  }
+  compute_ = own_compute_.get();
   return absl::OkStatus();
 }
 
@@ -101,18 +86,8 @@ absl::Status KvBridge::Greet() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<CpuPageMover>> KvBridge::MakeMover(const Sequence& sequence) const {
-  PagedKvCache* const cache = sequence.cache();
-  const bool raw = cache->options().keep_raw_keys;
-  CpuPageMoverOptions options{.layout = kv_layout_, .pages = sequence.table().pages};
-  if (engine_->bake_positions() && !raw) options.layout.rope.pairing = RopePairing::kNone;
-  for (uint32_t layer = 0; layer < cache->options().layers; ++layer) {
-    EngineLayer planes{.planes = {.keys = PlaneOf(cache, Plane::kKeys, layer),
-                                  .values = PlaneOf(cache, Plane::kValues, layer)}};
-    if (raw) planes.raw_keys = PlaneOf(cache, Plane::kRawKeys, layer);
-    options.layers.push_back(planes);
-  }
-  return CpuPageMover::Make(std::move(options));
+absl::StatusOr<std::unique_ptr<LayerMover>> KvBridge::MakeMover(const Sequence& sequence) const {
+  return device_->side().make_mover(MoverOptionsOf(*engine_, kv_layout_, sequence));
 }
 
 absl::StatusOr<KvBridge::Report> KvBridge::Prefill(Sequence* sequence,
@@ -145,7 +120,7 @@ absl::Status KvBridge::RunPasses(Sequence* sequence, std::span<const uint32_t> c
   while (true) {
     *start = restore_ != nullptr ? restore_->token_count() : 0;
     if (usable_) BeginSave(*sequence, context);
-    LayerPass pass(restore_.get(), saving_ ? saving_->save.get() : nullptr, compute_.get(), *start);
+    LayerPass pass(restore_.get(), saving_ ? saving_->save.get() : nullptr, compute_, *start);
     const absl::Time begin = absl::Now();
     const absl::Status status =
         engine_->Prefill(sequence, context.subspan(*start), *start, &pass, logits);
@@ -424,7 +399,8 @@ absl::Status KvBridge::Truncate(Sequence* sequence, uint64_t token_count, uint64
                                     .drop_begin = drop_begin,
                                     .drop_end = drop_end});
   }
-  engine_->Truncate(sequence, token_count, drop_begin, drop_end);
+  const absl::Status moved = engine_->Truncate(sequence, token_count, drop_begin, drop_end);
+  if (info.ok() && !moved.ok()) info = moved;
   usable_ = info.ok();
   if (!info.ok()) {
     device_->ContextsOf(store_).Forget(options_.session);

@@ -1,6 +1,7 @@
 // Between the engine and a KvStore: restores a context's KV layer by layer while the
 // forward pass runs (LayerRestore), and saves every layer as it finishes (LayerSave). The engine
-// computes on its own threads, so its side of the device is a stream that only waits.
+// computes on its own threads, so its side of the device is a stream that only waits; where the
+// pages are a device's (DevicePages), it is the stream that attention runs on.
 //
 // A turn whose tokens are all in the device's page pool is restored from there, and the store first
 // hears of it with the save that follows, which touches what is used. Where the store is away, or
@@ -34,16 +35,14 @@
 
 #include "core/kv_store.h"
 #include "core/layout.h"
-#include "gpu_tier/cpu_page_mover.h"
+#include "gpu_tier/layer_mover.h"
 #include "gpu_tier/layer_restore.h"
 #include "gpu_tier/layer_save.h"
 #include "llama/engine.h"
 #include "llama/kv_device.h"
+#include "llama/kv_planes.h"
 
 namespace turnkeep::llama {
-
-// The layout of the KV of `engine`'s model in a cache of these options.
-KvLayout LayoutOf(const Engine& engine, const PagedKvCache::Options& cache, uint32_t chunk_tokens);
 
 class KvBridge {
  public:
@@ -94,7 +93,8 @@ class KvBridge {
   // Takes tokens [drop_begin, drop_end) out of the session and out of `sequence`, which
   // holds `token_count`. The sequence is always truncated; when the store could not do the
   // same, the session is not saved until the next Prefill, since the truncated KV
-  // would otherwise pass for KV of the shorter context.
+  // would otherwise pass for KV of the shorter context. An error of the engine's (a device's) is
+  // returned as well.
   absl::Status Truncate(Sequence* sequence, uint64_t token_count, uint64_t drop_begin,
                         uint64_t drop_end);
 
@@ -105,7 +105,7 @@ class KvBridge {
   class LayerPass;
   // A save on its way, with what it reads from.
   struct Saving {
-    std::unique_ptr<CpuPageMover> mover;
+    std::unique_ptr<LayerMover> mover;
     std::unique_ptr<LayerSave> save;
     std::vector<uint32_t> tokens;
   };
@@ -120,7 +120,7 @@ class KvBridge {
   void BeginRestoring(const Sequence& sequence, std::span<const uint32_t> context);
   void RestorePooled(const Sequence& sequence, const PooledContexts::Found& found,
                      uint64_t context_tokens);
-  absl::StatusOr<std::unique_ptr<CpuPageMover>> MakeMover(const Sequence& sequence) const;
+  absl::StatusOr<std::unique_ptr<LayerMover>> MakeMover(const Sequence& sequence) const;
   LayerRestoreOptions RestoreOptions(const ContextSpans& spans, uint64_t context_tokens);
   absl::Status StartRestore(const Sequence& sequence, std::unique_ptr<RestoreTicket> ticket,
                             uint64_t context_tokens);
@@ -147,7 +147,8 @@ class KvBridge {
   const Options options_;
   std::unique_ptr<KvDevice> own_device_;  // before all that runs on it
   KvDevice* const device_;
-  std::unique_ptr<DeviceStream> compute_;
+  std::unique_ptr<DeviceStream> own_compute_;  // where the pages are in host memory
+  DeviceStream* compute_ = nullptr;            // that, or the pages'
   KvLayout kv_layout_;
   Fingerprint layout_;   // of kv_layout_
   bool usable_ = false;  // the store answered when this turn began
@@ -155,7 +156,7 @@ class KvBridge {
   uint64_t saved_tokens_ = 0;  // of this turn's context, known to be the session's content
   ContextSpans spans_;         // of this turn's context, as far as the store has told
   std::string miss_reason_;
-  std::unique_ptr<CpuPageMover> restore_mover_;
+  std::unique_ptr<LayerMover> restore_mover_;
   std::unique_ptr<LayerRestore> restore_;  // during Prefill
   std::optional<PipelineRates::Prediction> predicted_;
   std::optional<Saving> saving_;  // until Finish

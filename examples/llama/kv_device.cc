@@ -10,8 +10,8 @@ PagePool* KvDevice::PoolFor(const KvLayout& layout) {
   if (!pool_made_ && options_.pool_bytes > 0) {
     pool_made_ = true;
     auto pool =
-        PagePool::Make(device_, {.budget_bytes = options_.pool_bytes,
-                                 .slot_bytes = PooledChunkBytes(layout, layout.chunk_tokens)});
+        PagePool::Make(device(), {.budget_bytes = options_.pool_bytes,
+                                  .slot_bytes = PooledChunkBytes(layout, layout.chunk_tokens)});
     if (pool.ok()) pool_ = *std::move(pool);  // else not one chunk fits: as without a pool
   }
   return pool_.get();

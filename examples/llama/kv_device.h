@@ -7,14 +7,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "core/layout.h"
 #include "core/units.h"
-#include "gpu_tier/host_device.h"
 #include "gpu_tier/page_pool.h"
 #include "gpu_tier/pipeline_lanes.h"
 #include "gpu_tier/pipeline_rates.h"
 #include "gpu_tier/pooled_contexts.h"
+#include "llama/device_pages.h"
+#include "llama/kv_side.h"
 
 namespace turnkeep {
 class KvStore;
@@ -29,14 +31,22 @@ class KvDevice {
     uint64_t buffer_bytes = 128 * kMiB;  // of all lanes
     uint64_t restore_bytes = 32 * kMiB;  // most that one restore's read buffer takes
   };
+  // Pages in host memory.
   KvDevice() : KvDevice(Options{}) {}
   explicit KvDevice(const Options& options)
+      : KvDevice(options, HostSide({.memory_bytes = options.pool_bytes + options.buffer_bytes})) {}
+  KvDevice(const Options& options, KvSide side)
       : options_(options),
-        device_({.memory_bytes = options.pool_bytes + options.buffer_bytes}),
-        lanes_(device_, {.budget_bytes = options.buffer_bytes}) {}
+        side_(std::move(side)),
+        lanes_(*side_.device, {.budget_bytes = options.buffer_bytes}) {
+    if (side_.attention != nullptr) pages_ = std::make_unique<DevicePages>(&side_);
+  }
 
   const Options& options() const { return options_; }
-  HostDevice& device() { return device_; }
+  Device& device() { return *side_.device; }
+  const KvSide& side() const { return side_; }
+  // Where caches of this device have their pages; null: in host memory.
+  DevicePages* pages() { return pages_.get(); }
   PipelineLanes& lanes() { return lanes_; }
   PipelineRates& rates() { return rates_; }
   // Null when there is none. Its slots hold chunks of the first layout that was asked for; larger
@@ -47,7 +57,8 @@ class KvDevice {
 
  private:
   const Options options_;
-  HostDevice device_;  // before what lives on it
+  KvSide side_;  // before what lives on it
+  std::unique_ptr<DevicePages> pages_;
   PipelineLanes lanes_;
   std::unique_ptr<PagePool> pool_;
   bool pool_made_ = false;

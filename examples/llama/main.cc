@@ -42,6 +42,7 @@ struct Flags {
   bool no_compare = false;
   bool json = false;
   std::string truncate = "error";
+  std::string device = "cpu";
   uint32_t batch = 0;
   uint32_t system_tokens = 512;
 };
@@ -242,7 +243,13 @@ absl::Status Run(const Flags& flags, bool* identical) {
     store.kv.reset();
     return store.embedded == nullptr ? absl::OkStatus() : store.embedded->Close(absl::Seconds(30));
   }
-  KvDevice device({.pool_bytes = uint64_t{flags.gpu_mib} * kMiB});
+  const KvDevice::Options sizes{.pool_bytes = uint64_t{flags.gpu_mib} * kMiB};
+  KvSide side = HostSide({.memory_bytes = sizes.pool_bytes + sizes.buffer_bytes});
+  if (flags.device == "cuda") {
+    TK_ASSIGN_OR_RETURN(side, CudaSide());
+    fmt::print(stderr, "turnkeep-llama: KV and attention on {}\n", side.device->Description());
+  }
+  KvDevice device(sizes, std::move(side));
   Conversation::Options options{
       .session = flags.session,
       .dtype = flags.kv == "bfloat16" ? DType::kBFloat16 : DType::kFloat32,
@@ -327,9 +334,15 @@ void DeclareFlags(CLI::App* app, Flags* f) {
   app->add_option("--truncate", f->truncate, "when the context overflows: an error, or oldest-half")
       ->check(CLI::IsMember({"error", "oldest-half"}))
       ->capture_default_str();
+  auto* device = app->add_option("--device", f->device,
+                                 "where the KV pages lie and attention runs: cpu, or cuda (the "
+                                 "rest is computed on the CPU; heads of 64, 128 or 256 dims)")
+                     ->check(CLI::IsMember({"cpu", "cuda"}))
+                     ->capture_default_str();
   app->add_option("--batch", f->batch,
                   "instead of a conversation: so many sessions under one system prompt, decoded "
                   "together through the auto planner (float32)")
+      ->excludes(device)
       ->check(CLI::Range(1u, static_cast<uint32_t>(Engine::kMaxBatchRows)));
   app->add_option("--system-tokens", f->system_tokens, "of the batch's system prompt")
       ->check(CLI::Range(1, 100000))

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/status.h"
+#include "llama/device_pages.h"
 
 namespace turnkeep::llama {
 
@@ -31,15 +32,21 @@ absl::StatusOr<std::unique_ptr<PagedKvCache>> PagedKvCache::Create(const Options
   const size_t planes = options.keep_raw_keys ? 3 : 2;
   const size_t bytes =
       planes * options.layers * options.page_count * options.page_tokens * cache->row_bytes_;
+  // Handed out from the back: page 0 first.
+  for (uint32_t page = options.page_count; page-- > 0;) cache->free_.push_back(page);
+  cache->holders_.resize(options.page_count);
+  if (options.pages != nullptr) {
+    TK_ASSIGN_OR_RETURN(cache->device_memory_, options.pages->device().Allocate(bytes));
+    cache->base_ = cache->device_memory_.data();
+    return cache;
+  }
   void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     return ErrnoStatus(errno, fmt::format("map a kv cache of {} bytes", bytes));
   }
   cache->memory_ = std::unique_ptr<std::byte, Unmap>(static_cast<std::byte*>(memory), Unmap{bytes});
-  // Handed out from the back: page 0 first.
-  for (uint32_t page = options.page_count; page-- > 0;) cache->free_.push_back(page);
-  cache->holders_.resize(options.page_count);
+  cache->base_ = cache->memory_.get();
   return cache;
 }
 
@@ -74,6 +81,7 @@ absl::Status Sequence::Reserve(size_t tokens) {
 
 absl::Status Sequence::ShareFrom(const Sequence& prefix, size_t tokens) {
   TK_CHECK(prefix.cache() == cache() && tokens <= prefix.capacity());
+  TK_CHECK(cache()->options().pages == nullptr);
   Shrink(0);
   const PagedKvCache::Options& options = cache()->options();
   const size_t whole = tokens / options.page_tokens;

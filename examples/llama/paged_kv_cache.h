@@ -7,6 +7,9 @@
 //   raw_keys  before RoPE; only with keep_raw_keys, for layouts that store keys raw
 // A token's position is its index in the context, always.
 //
+// The pages are host memory, or, with Options::pages, a device's: addresses are then the device's
+// and only DevicePages may follow them.
+//
 // Thread-safety: pages are handed out and taken back by one thread; different
 // (layer, token) elements may be written and read in parallel.
 //
@@ -25,8 +28,11 @@
 #include <vector>
 
 #include "core/layout.h"
+#include "gpu_tier/device.h"
 
 namespace turnkeep::llama {
+
+class DevicePages;
 
 enum class Plane : uint8_t { kKeys = 0, kValues = 1, kRawKeys = 2 };
 
@@ -40,6 +46,7 @@ class PagedKvCache {
     bool keep_raw_keys = false;
     uint32_t page_tokens = 16;  // 1..256
     uint32_t page_count = 0;
+    DevicePages* pages = nullptr;  // null: host memory; else it outlives the cache
   };
 
   // InvalidArgument names the option; ResourceExhausted when the memory is not there.
@@ -59,7 +66,7 @@ class PagedKvCache {
 
   // First byte of a page of one plane and layer; rows follow at row_bytes().
   std::byte* Page(Plane plane, uint32_t layer, uint32_t page) {
-    return memory_.get() +
+    return base_ +
            ((static_cast<size_t>(plane) * options_.layers + layer) * options_.page_count + page) *
                options_.page_tokens * row_bytes_;
   }
@@ -74,7 +81,9 @@ class PagedKvCache {
 
   Options options_;
   size_t row_bytes_ = 0;
-  std::unique_ptr<std::byte, Unmap> memory_;  // lazily backed
+  std::unique_ptr<std::byte, Unmap> memory_;  // lazily backed; or
+  DeviceMemory device_memory_;
+  std::byte* base_ = nullptr;  // of whichever it is
   std::vector<uint32_t> free_;
   std::vector<uint32_t> holders_;  // by page
 };
@@ -113,7 +122,8 @@ class Sequence {
   // Makes room for `tokens` tokens in all. ResourceExhausted: nothing changed.
   absl::Status Reserve(size_t tokens);
   // The first `tokens` tokens of `prefix`, of the same cache, instead of what is here: whole pages
-  // are shared, a last one that is not full is copied. ResourceExhausted: nothing is here.
+  // are shared, a last one that is not full is copied. ResourceExhausted: nothing is here. Host
+  // memory only.
   absl::Status ShareFrom(const Sequence& prefix, size_t tokens);
   // Gives back the pages behind the first `tokens` tokens.
   void Shrink(size_t tokens);

@@ -199,7 +199,7 @@ TEST_P(KvBridgeTruncation, EqualsTruncatingTheCacheWithoutAStore) {
   Sequence reference(reference_cache.get());
   std::vector<float> expected(300), logits(300);
   ASSERT_TRUE(engine_->Prefill(&reference, First(150), 0, nullptr, expected).ok());
-  engine_->Truncate(&reference, 150, 20, 95);
+  ASSERT_TRUE(engine_->Truncate(&reference, 150, 20, 95).ok());
   std::vector<uint32_t> context(tokens_.begin(), tokens_.begin() + 20);
   context.insert(context.end(), tokens_.begin() + 95, tokens_.begin() + 200);
   ASSERT_TRUE(

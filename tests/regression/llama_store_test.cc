@@ -291,7 +291,7 @@ TEST_P(LlamaStoreModels, TruncationEqualsTheSameTruncationWithoutTheStore) {
     std::vector<float> expected(rig.vocab()), logits(rig.vocab());
     ASSERT_TRUE(
         rig.engine->Prefill(&reference, std::span(tokens).first(150), 0, nullptr, expected).ok());
-    rig.engine->Truncate(&reference, 150, drop_begin, drop_end);
+    ASSERT_TRUE(rig.engine->Truncate(&reference, 150, drop_begin, drop_end).ok());
     std::vector<uint32_t> context = tokens;
     context.erase(context.begin() + static_cast<ptrdiff_t>(drop_begin),
                   context.begin() + static_cast<ptrdiff_t>(drop_end));
