@@ -1,49 +1,32 @@
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 #include <random>
 
 #include "bench_support.h"
 #include "core/units.h"
 #include "cuda_bench.h"
 #include "cuda_timing.h"
+#include "gather_bench_case.h"
 #include "kernels/gather.h"
 #include "kernels/gather_cuda.h"
 
 namespace turnkeep::bench {
 namespace {
 
-constexpr uint32_t kChunkTokens = 64;
 // Of the buffers that rounds take in turn, so that the L2 cache (50 MB on an H200) holds none.
 constexpr uint64_t kRotatedBytes = 512 * kMiB;
-
-struct Case {
-  PagedKind kind;
-  uint32_t kv_heads;
-  uint32_t key_dim;
-  uint32_t value_dim;
-  uint32_t page_tokens;
-};
-
-RopeSpec Rope(uint32_t dim) {
-  RopeSpec rope{.pairing = RopePairing::kHalves, .rotary_dim = dim};
-  for (uint32_t i = 0; i < dim / 2; ++i)
-    rope.inv_freq.push_back(
-        std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
-  return rope;
-}
 
 // Chunks of a whole cache, keys then values of each, as a restore of one layer has them.
 std::vector<CudaTokenRun> Runs(const PagedLayer& planes, bool keys, uint32_t tokens,
                                std::byte* chunks) {
   std::vector<CudaTokenRun> runs;
-  const uint64_t key_bytes = DenseBytes(planes.keys, kChunkTokens);
-  const uint64_t chunk_bytes = key_bytes + DenseBytes(planes.values, kChunkTokens);
-  for (uint32_t token = 0; token < tokens; token += kChunkTokens) {
-    runs.push_back({.dense = chunks + token / kChunkTokens * chunk_bytes + (keys ? 0 : key_bytes),
-                    .first_token = token,
-                    .token_count = kChunkTokens,
-                    .position = -4096});
+  const uint64_t key_bytes = DenseBytes(planes.keys, kGatherChunkTokens);
+  const uint64_t chunk_bytes = key_bytes + DenseBytes(planes.values, kGatherChunkTokens);
+  for (uint32_t token = 0; token < tokens; token += kGatherChunkTokens) {
+    runs.push_back(
+        {.dense = chunks + token / kGatherChunkTokens * chunk_bytes + (keys ? 0 : key_bytes),
+         .first_token = token,
+         .token_count = kGatherChunkTokens,
+         .position = -4096});
   }
   return runs;
 }
@@ -56,27 +39,16 @@ absl::StatusOr<DeviceMemory> RandomMemory(CudaTiming& cuda, uint64_t bytes) {
   return cuda.Upload(words.data(), bytes);
 }
 
-absl::StatusOr<GatherRow> Measure(CudaTiming& cuda, const Case& c,
+absl::StatusOr<GatherRow> Measure(CudaTiming& cuda, const GatherCase& c,
                                   const GatherBenchOptions& options) {
-  const uint64_t token_bytes = uint64_t{c.kv_heads} * (c.key_dim + c.value_dim) * 2;
-  const auto tokens =
-      static_cast<uint32_t>(RoundDown(options.bytes / token_bytes, uint64_t{kChunkTokens} * 4));
-  const PagedSpec spec{.kind = c.kind,
-                       .element_bytes = 2,
-                       .page_tokens = c.page_tokens,
-                       .page_count = (tokens + c.page_tokens - 1) / c.page_tokens,
-                       .kv_heads = c.kv_heads,
-                       .key_dim = c.key_dim,
-                       .value_dim = c.value_dim};
+  const uint32_t tokens = c.TokensFor(options.bytes);
+  const PagedSpec spec = c.Spec(tokens);
   TK_ASSIGN_OR_RETURN(const uint64_t bytes, PagedBytes(spec));
   const uint64_t copies = std::max<uint64_t>(2, kRotatedBytes / bytes);
   TK_ASSIGN_OR_RETURN(const DeviceMemory caches, RandomMemory(cuda, copies * bytes));
   TK_ASSIGN_OR_RETURN(const DeviceMemory chunks, RandomMemory(cuda, copies * bytes));
-  std::vector<uint32_t> pages(spec.page_count);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::shuffle(pages.begin(), pages.end(), std::mt19937_64(1));  // as a cache in use has them
-  const RopeSpec rope = Rope(c.key_dim);
-  const bool rotates = c.kind != PagedKind::kLatent;
+  const std::vector<uint32_t> pages = ShuffledPages(spec.page_count);
+  const RopeSpec rope = GatherRope(c.key_dim);
   std::vector<double> rates[4];  // gather, scatter, rotated, copy
   for (uint32_t round = 0; round <= options.rounds; ++round) {
     for (int what = 0; what < 4; ++what) {
@@ -93,7 +65,7 @@ absl::StatusOr<GatherRow> Measure(CudaTiming& cuda, const Case& c,
           return CudaGather(planes.values, pages, values, cuda.on());
         }
         TK_RETURN_IF_ERROR(
-            what == 2 && rotates
+            what == 2 && c.rotates()
                 ? CudaScatterRotated(planes.keys, pages, keys, DType::kBFloat16, rope, cuda.on())
                 : CudaScatter(planes.keys, pages, keys, cuda.on()));
         return CudaScatter(planes.values, pages, values, cuda.on());
@@ -102,12 +74,12 @@ absl::StatusOr<GatherRow> Measure(CudaTiming& cuda, const Case& c,
       if (round > 0) rates[what].push_back(static_cast<double>(bytes) / seconds);
     }
   }
-  return GatherRow{.layout = std::string(NameOf(c.kind)),
+  return GatherRow{.layout = c.Name(),
                    .page_tokens = c.page_tokens,
-                   .chunk_page_bytes = kChunkTokens * token_bytes,
+                   .chunk_page_bytes = c.chunk_page_bytes(),
                    .gather_bytes_per_s = Median(rates[0]),
                    .scatter_bytes_per_s = Median(rates[1]),
-                   .rotated_bytes_per_s = rotates ? Median(rates[2]) : 0,
+                   .rotated_bytes_per_s = c.rotates() ? Median(rates[2]) : 0,
                    .copy_bytes_per_s = Median(rates[3])};
 }
 
@@ -115,13 +87,7 @@ absl::StatusOr<GatherRow> Measure(CudaTiming& cuda, const Case& c,
 
 absl::StatusOr<std::vector<GatherRow>> MeasureGatherOnCuda(const GatherBenchOptions& options) {
   TK_ASSIGN_OR_RETURN(CudaTiming cuda, CudaTiming::Open());
-  std::vector<Case> cases;
-  for (const uint32_t page_tokens : {16u, 64u}) {
-    for (const PagedKind kind : {PagedKind::kPageKvTokenHead, PagedKind::kKvPageTokenHead,
-                                 PagedKind::kPageHeadKvToken, PagedKind::kSplitKeys})
-      cases.push_back({kind, 8, 128, 128, page_tokens});
-    cases.push_back({PagedKind::kLatent, 1, 512, 64, page_tokens});
-  }
+  const std::vector<GatherCase> cases = GatherCases(/*combined=*/false);
   std::vector<GatherRow> rows;
   for (size_t i = 0; i < cases.size(); ++i) {
     options.progress("layouts", i, cases.size());

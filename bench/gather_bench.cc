@@ -1,30 +1,16 @@
 #include "gather_bench.h"
 
-#include <cmath>
 #include <cstring>
 #include <memory>
-#include <numeric>
-#include <random>
 
 #include "bench_support.h"
 #include "core/status.h"
-#include "core/units.h"
+#include "gather_bench_case.h"
 #include "kernels/gather.h"
 
 namespace turnkeep::bench {
 
 namespace {
-
-constexpr uint32_t kChunkTokens = 64;
-
-struct Case {
-  PagedKind kind;
-  uint32_t page_tokens;
-  uint32_t kv_heads;
-  uint32_t key_dim;
-  uint32_t value_dim;
-  uint32_t layers = 1;
-};
 
 // Aligned as arenas and an engine's caches are.
 class Buffer {
@@ -53,8 +39,8 @@ class Mover {
   double Seconds(const Move& move) const {
     const Stopwatch watch;
     uint64_t at = 0;
-    for (uint32_t token = 0; token < token_count_; token += kChunkTokens) {
-      const TokenRange range{pages_, token, std::min(kChunkTokens, token_count_ - token)};
+    for (uint32_t token = 0; token < token_count_; token += kGatherChunkTokens) {
+      const TokenRange range{pages_, token, std::min(kGatherChunkTokens, token_count_ - token)};
       for (const bool key : {true, false}) {
         const PagedPlane& plane = key ? planes_.keys : planes_.values;
         move(plane, range, chunks_.data() + at, key);
@@ -71,37 +57,17 @@ class Mover {
   Buffer& chunks_;
 };
 
-RopeSpec Rope(uint32_t dim) {
-  RopeSpec rope{.pairing = RopePairing::kHalves, .rotary_dim = dim};
-  for (uint32_t i = 0; i < dim / 2; ++i)
-    rope.inv_freq.push_back(
-        std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
-  return rope;
-}
-
-absl::StatusOr<GatherRow> Measure(const Case& c, const GatherBenchOptions& options) {
-  const uint64_t token_bytes = uint64_t{c.kv_heads} * (c.key_dim + c.value_dim) * 2;
-  const auto tokens =
-      static_cast<uint32_t>(RoundDown(options.bytes / token_bytes, uint64_t{kChunkTokens} * 4));
-  const PagedSpec spec{.kind = c.kind,
-                       .element_bytes = 2,
-                       .page_tokens = c.page_tokens,
-                       .page_count = (tokens + c.page_tokens - 1) / c.page_tokens,
-                       .kv_heads = c.kv_heads,
-                       .key_dim = c.key_dim,
-                       .value_dim = c.value_dim,
-                       .layers = c.layers};
+absl::StatusOr<GatherRow> Measure(const GatherCase& c, const GatherBenchOptions& options) {
+  const uint32_t tokens = c.TokensFor(options.bytes);
+  const PagedSpec spec = c.Spec(tokens);
   TK_ASSIGN_OR_RETURN(const uint64_t bytes, PagedBytes(spec));
   Buffer cache(bytes, std::byte{1});
-  Buffer chunks(tokens * token_bytes, std::byte{2});
+  Buffer chunks(tokens * c.token_bytes(), std::byte{2});
   Buffer copy(chunks.size(), std::byte{3});
-  std::vector<uint32_t> pages(spec.page_count);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::shuffle(pages.begin(), pages.end(), std::mt19937_64(1));  // as a cache in use has them
+  const std::vector<uint32_t> pages = ShuffledPages(spec.page_count);
   TK_ASSIGN_OR_RETURN(const PagedLayer planes, PlanesOf(spec, cache.data(), c.layers / 2));
   const Mover mover(planes, tokens, pages, chunks);
-  const bool rotates = c.kind != PagedKind::kLatent;
-  const Rotation rotation = Rotation::Shift(Rope(c.key_dim), -4096);
+  const Rotation rotation = Rotation::Shift(GatherRope(c.key_dim), -4096);
   std::vector<double> gather, scatter, rotated, plain;
   for (uint32_t round = 0; round <= options.rounds; ++round) {
     const double g =
@@ -114,11 +80,11 @@ absl::StatusOr<GatherRow> Measure(const Case& c, const GatherBenchOptions& optio
         });
     const double r = mover.Seconds(
         [&](const PagedPlane& plane, const TokenRange& range, std::byte* dense, bool key) {
-          if (!key || !rotates) return ScatterPlane(plane, range, dense);
+          if (!key || !c.rotates()) return ScatterPlane(plane, range, dense);
           ScatterRotated(plane, range, dense, DType::kBFloat16, rotation);
         });
     const Stopwatch watch;
-    const uint64_t step = kChunkTokens * token_bytes;  // as large as what the others move at once
+    const uint64_t step = c.chunk_page_bytes();  // as large as what the others move at once
     for (uint64_t at = 0; at < copy.size(); at += step)
       std::memcpy(copy.data() + at, chunks.data() + at, std::min(step, copy.size() - at));
     const double p = watch.Seconds();
@@ -129,28 +95,19 @@ absl::StatusOr<GatherRow> Measure(const Case& c, const GatherBenchOptions& optio
     rotated.push_back(rate(r));
     plain.push_back(rate(p));
   }
-  return GatherRow{
-      .layout = std::string(NameOf(c.kind)) + (c.layers > 1 ? " (one for all layers)" : ""),
-      .page_tokens = c.page_tokens,
-      .chunk_page_bytes = kChunkTokens * token_bytes,
-      .gather_bytes_per_s = Median(gather),
-      .scatter_bytes_per_s = Median(scatter),
-      .rotated_bytes_per_s = rotates ? Median(rotated) : 0,
-      .copy_bytes_per_s = Median(plain)};
+  return GatherRow{.layout = c.Name(),
+                   .page_tokens = c.page_tokens,
+                   .chunk_page_bytes = c.chunk_page_bytes(),
+                   .gather_bytes_per_s = Median(gather),
+                   .scatter_bytes_per_s = Median(scatter),
+                   .rotated_bytes_per_s = c.rotates() ? Median(rotated) : 0,
+                   .copy_bytes_per_s = Median(plain)};
 }
 
 }  // namespace
 
 absl::StatusOr<std::vector<GatherRow>> MeasureGather(const GatherBenchOptions& options) {
-  std::vector<Case> cases;
-  for (const uint32_t page_tokens : {16u, 64u}) {
-    cases.push_back({PagedKind::kPageKvTokenHead, page_tokens, 8, 128, 128});
-    cases.push_back({PagedKind::kKvPageTokenHead, page_tokens, 8, 128, 128});
-    cases.push_back({PagedKind::kPageHeadKvToken, page_tokens, 8, 128, 128});
-    cases.push_back({PagedKind::kSplitKeys, page_tokens, 8, 128, 128});
-    cases.push_back({PagedKind::kPageKvTokenHead, page_tokens, 8, 128, 128, 8});
-    cases.push_back({PagedKind::kLatent, page_tokens, 1, 512, 64});
-  }
+  const std::vector<GatherCase> cases = GatherCases(/*combined=*/true);
   std::vector<GatherRow> rows;
   for (size_t i = 0; i < cases.size(); ++i) {
     options.progress("layouts", i, cases.size());

@@ -15,6 +15,7 @@
 #include "gpu_tier/host_device.h"
 #include "gpu_tier/layer_restore.h"
 #include "gpu_tier/layer_save.h"
+#include "gpu_tier/pipeline_lanes.h"
 #include "gpu_tier/read_buffer.h"
 #include "store/store.h"
 
@@ -67,12 +68,14 @@ class Rig {
     TK_ASSIGN_OR_RETURN(auto ticket,
                         kv_->BeginRestore({.prompt = {.tokens = tokens_}, .layout = fingerprint_}));
     // Loading takes bytes / link; the head start ends with the buffer full.
+    const uint64_t buffer = std::max(how.buffer, how.head_start);
+    PipelineLanes& lanes = LanesFor(buffer);
     const Stopwatch before;
     Stopwatch job;
-    TK_ASSIGN_OR_RETURN(auto restore,
-                        LayerRestore::Start(device_, layout_, std::move(ticket),
-                                            {.buffer_bytes = std::max(how.buffer, how.head_start),
-                                             .piece_bytes = kPieceBytes}));
+    TK_ASSIGN_OR_RETURN(
+        auto restore,
+        LayerRestore::Start(device_, layout_, std::move(ticket),
+                            {.buffer_bytes = buffer, .piece_bytes = kPieceBytes, .lanes = &lanes}));
     if (how.head_start > 0) {
       const double lead_s = static_cast<double>(how.head_start) / where_.link_bytes_per_s;
       absl::SleepFor(absl::Seconds(lead_s * 1.2 + 0.005 - before.Seconds()));
@@ -110,9 +113,10 @@ class Rig {
                                                        .layout = fingerprint_,
                                                        .prompt = {.tokens = tokens}}));
       TK_RETURN_IF_ERROR(RegisterPages(*ticket, ticket->chunks().size()));
-      TK_ASSIGN_OR_RETURN(save,
-                          LayerSave::Start(device_, layout_, std::move(ticket), *mover_,
-                                           {.buffer_bytes = buffer, .piece_bytes = kPieceBytes}));
+      TK_ASSIGN_OR_RETURN(save, LayerSave::Start(device_, layout_, std::move(ticket), *mover_,
+                                                 {.buffer_bytes = buffer,
+                                                  .piece_bytes = kPieceBytes,
+                                                  .lanes = &LanesFor(buffer)}));
     }
     const Stopwatch watch;
     for (uint32_t layer = 0; layer < options_.layers; ++layer) {
@@ -140,6 +144,17 @@ class Rig {
         device_(*where_.device),
         tokens_(TokensOf(7, options.tokens)) {}
 
+  // Kept from round to round, as an engine's are from turn to turn. A kept lane serves whoever asks
+  // for less, so that each size of buffer has its own.
+  PipelineLanes& LanesFor(uint64_t buffer) {
+    if (lanes_ == nullptr || lanes_buffer_ != buffer) {
+      lanes_.reset();
+      lanes_ = std::make_unique<PipelineLanes>(
+          device_, PipelineLanes::Options{.budget_bytes = 2 * buffer + kMiB});
+      lanes_buffer_ = buffer;
+    }
+    return *lanes_;
+  }
   // Of each chunk the memory of all its layer pages, once.
   template <typename Ticket>
   absl::Status RegisterPages(Ticket& ticket, size_t chunk_count) {
@@ -221,6 +236,8 @@ class Rig {
   DeviceMemory engine_;
   std::unique_ptr<LayerMover> mover_;
   std::unique_ptr<DeviceStream> compute_;
+  std::unique_ptr<PipelineLanes> lanes_;
+  uint64_t lanes_buffer_ = 0;
   std::unique_ptr<Store> store_;
   std::unique_ptr<KvStore> kv_;
   Fingerprint fingerprint_;
@@ -301,6 +318,7 @@ class Measurement {
       return std::max(row.total_s - row.compute_s, 0.0) / row.compute_s;
     };
     result_.stall_share = share(plain);
+    result_.stall_share_predicted = plain.predicted_stall_s / plain.compute_s;
     result_.stall_share_buffered = share(buffered);
     return absl::OkStatus();
   }

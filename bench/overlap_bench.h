@@ -46,7 +46,8 @@ struct OverlapResult {
   uint64_t layer_bytes = 0;
   std::vector<OverlapRow> rows;
   double stall_share = 0;               // of compute; balanced, without a head start
-  double stall_share_buffered = 0;      // balanced, with one layer loaded before
+  double stall_share_predicted = 0;     // the same by PredictStallSeconds
+  double stall_share_buffered = 0;      // balanced, with two layers loaded before
   double slow_load_ratio = 0;           // total ÷ max(load, compute), slow, without a head start
   uint64_t buffer_bytes_predicted = 0;  // slow, the paper's formula
   uint64_t buffer_bytes_measured = 0;   // smallest, in whole layers, with a stall ≤ 2% of compute

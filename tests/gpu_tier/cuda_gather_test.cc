@@ -21,6 +21,7 @@
 #include "kernels/gather_cuda.h"
 #include "store/store.h"
 #include "testing/layouts.h"
+#include "testing/paged_bytes.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -64,22 +65,12 @@ class CudaGatherTest : public ::testing::Test {
   std::unique_ptr<DeviceStream> stream_;
 };
 
-std::vector<std::byte> RandomBytes(std::mt19937_64& random, uint64_t count) {
-  std::vector<std::byte> bytes(count);
-  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
-  return bytes;
-}
 std::vector<std::byte> RandomKeys(std::mt19937_64& random, DType dtype, uint64_t bytes) {
   std::normal_distribution<float> normal(0, dtype == DType::kInt8 ? 30.0f : 1.0f);
   std::vector<std::byte> keys(bytes);
   for (size_t i = 0; i < bytes; i += DTypeBytes(dtype))
     StoreElement(dtype, normal(random), &keys[i]);
   return keys;
-}
-std::vector<uint32_t> ShuffledPages(uint32_t count) {
-  std::vector<uint32_t> pages(count);
-  for (uint32_t i = 0; i < count; ++i) pages[i] = (i * 7 + 3) % count;
-  return pages;
 }
 
 // Runs behind one another from anywhere; `dense` is where their bytes begin.

@@ -17,11 +17,14 @@
 #include "kernels/gather_cuda_batch.h"
 #include "kernels/rotate_cuda_body.h"
 #include "kernels/row_convert.h"
+#include "testing/paged_bytes.h"
 
 namespace turnkeep {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::RandomBytes;
+using testing::ShuffledPages;
 
 template <typename Phase>
 void ForEachThread(const Phase& phase) {
@@ -135,16 +138,6 @@ void Rotate(DType dtype, const CudaRotateBatch& batch) {
   }
 }
 
-void Randomise(std::mt19937_64& random, std::vector<std::byte>* bytes) {
-  for (std::byte& b : *bytes) b = static_cast<std::byte>(random());
-}
-
-std::vector<uint32_t> ShuffledPages(uint32_t count) {
-  std::vector<uint32_t> pages(count);
-  for (uint32_t i = 0; i < count; ++i) pages[i] = (i * 7 + 3) % count;
-  return pages;
-}
-
 // Runs that follow one another from anywhere: heads, tails and borders inside pages.
 std::vector<CudaTokenRun> RandomRuns(std::mt19937_64& random, uint64_t capacity,
                                      const PagedPlane& plane, std::byte* dense) {
@@ -162,8 +155,7 @@ std::vector<CudaTokenRun> RandomRuns(std::mt19937_64& random, uint64_t capacity,
 
 void CheckSpec(const PagedSpec& spec, uint64_t seed) {
   std::mt19937_64 random(seed);
-  std::vector<std::byte> memory(PagedBytes(spec).value());
-  Randomise(random, &memory);
+  std::vector<std::byte> memory = RandomBytes(random, PagedBytes(spec).value());
   const std::vector<uint32_t> pages = ShuffledPages(spec.page_count);
   const uint64_t capacity = uint64_t{spec.page_count} * spec.page_tokens;
   const auto planes = PlanesOf(spec, memory.data(), spec.layers - 1);
@@ -183,7 +175,8 @@ void CheckSpec(const PagedSpec& spec, uint64_t seed) {
                     expected.data() + (run.dense - dense.data()));
       ASSERT_EQ(dense, expected);
 
-      Randomise(random, &dense);
+      const std::vector<std::byte> others = RandomBytes(random, dense.size());
+      std::copy(others.begin(), others.end(), dense.begin());  // the runs point into it
       const std::vector<std::byte> before = memory;
       const auto scatters = CutIntoBatches(plane, pages, runs, {});
       ASSERT_TRUE(scatters.ok()) << scatters.status();
@@ -234,8 +227,7 @@ TEST(GatherCudaBody, EveryLayoutMovesAsOnTheCpu) {
 TEST(GatherCudaBody, WhatDoesNotFitOneBatchGoesIntoSeveral) {
   const PagedSpec spec{.page_tokens = 2, .page_count = 8000, .key_dim = 8, .value_dim = 8};
   std::mt19937_64 random(3);
-  std::vector<std::byte> memory(PagedBytes(spec).value());
-  Randomise(random, &memory);
+  std::vector<std::byte> memory = RandomBytes(random, PagedBytes(spec).value());
   const PagedPlane plane = PlanesOf(spec, memory.data(), 0)->values;
   const std::vector<uint32_t> pages = ShuffledPages(spec.page_count);
   std::vector<std::byte> dense(DenseBytes(plane, 16000));

@@ -29,6 +29,7 @@ Json ToJson(const bench::OverlapResult& result) {
                {"bytes", result.bytes},
                {"layer_bytes", result.layer_bytes},
                {"stall_share", result.stall_share},
+               {"stall_share_predicted", result.stall_share_predicted},
                {"stall_share_buffered", result.stall_share_buffered},
                {"slow_load_ratio", result.slow_load_ratio},
                {"async_save_hidden_share", result.async_save_hidden_share},
@@ -57,14 +58,15 @@ void Print(const bench::OverlapResult& result, Invocation& invocation) {
   }
   invocation.Write(table.Render(invocation.style()));
   invocation.Print(
-      "stall where loading is no slower: {:.1f}% of compute, {:.1f}% with two layers loaded "
-      "before\n"
+      "stall where loading is no slower: {:.1f}% of compute ({:.1f}% predicted), {:.1f}% with two "
+      "layers loaded before\n"
       "total where loading is slower: {:.3f} of max(load, compute)\n"
       "buffer for no stall there: {} by the formula, {} measured\n"
       "save: {} ms when the engine waits, {} ms when it overlaps, {:.0f}% hidden\n"
       "{}; compute is a kernel of a set time{}; the store,\n"
       "digests, gather and scatter are real.\n",
-      result.stall_share * 100, result.stall_share_buffered * 100, result.slow_load_ratio,
+      result.stall_share * 100, result.stall_share_predicted * 100,
+      result.stall_share_buffered * 100, result.slow_load_ratio,
       HumanBytes(result.buffer_bytes_predicted), HumanBytes(result.buffer_bytes_measured),
       ms(result.save_sync_s), ms(result.save_async_s), result.async_save_hidden_share * 100,
       result.device, result.cuda ? "" : ", the link has a set bandwidth");
