@@ -109,9 +109,17 @@ struct GroupMemory {
   }
 };
 
+// Left to itself (0), ptxas spills a register on sm_80 to have a seventh block on an SM.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocksOfOneRow = 6;
+#else
+constexpr int kBlocksOfOneRow = 0;
+#endif
+
 // Up to kRows rows of a unit from the work's first row on.
 template <class T, int kDim, int kRows, bool kApply>
-__global__ void __launch_bounds__(kThreads) FewRows(CudaAttentionParams p, uint32_t first_work) {
+__global__ void __launch_bounds__(kThreads, kRows == 1 && !kApply ? kBlocksOfOneRow : 0)
+    FewRows(CudaAttentionParams p, uint32_t first_work) {
   constexpr uint32_t kLanes = kDim / 8;
   constexpr uint32_t kGroups = kThreads / kLanes;
   __shared__ GroupMemory<kDim, kRows, kApply> shared;

@@ -171,8 +171,16 @@ __device__ void Soften(float (&s)[4][4], float (&max_score)[2], float (&sum)[2],
   }
 }
 
+// Left to itself (0), ptxas spills a register on sm_80 to have a seventh block on an SM.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocksOfWeights64 = 6;
+#else
+constexpr int kBlocksOfWeights64 = 0;
+#endif
+
 template <class T, int kDim, bool kApply>
-__global__ void __launch_bounds__(kThreads) ManyRows(CudaAttentionParams p, uint32_t first_work) {
+__global__ void __launch_bounds__(kThreads, kApply&& kDim == 64 ? kBlocksOfWeights64 : 0)
+    ManyRows(CudaAttentionParams p, uint32_t first_work) {
   using Memory = TileMemory<kDim>;
   extern __shared__ uint4 shared_memory[];  // 16-byte aligned
   T* const queries = reinterpret_cast<T*>(shared_memory);
