@@ -27,7 +27,10 @@ void Expectations::Link(std::span<const ChunkIndex> chunks, int64_t next_use,
 
 void Expectations::Unlink(std::span<const ChunkIndex> chunks, int64_t next_use,
                           const Changed& changed) {
-  for (const ChunkIndex chunk : chunks) {
+  // From the last to the first: they are prefetched the other way round, and one that is let go
+  // makes no room for one that will be.
+  for (size_t i = chunks.size(); i-- > 0;) {
+    const ChunkIndex chunk = chunks[i];
     const auto found = by_chunk_.find(chunk);
     TK_CHECK(found != by_chunk_.end());
     std::vector<int64_t>& uses = found->second;

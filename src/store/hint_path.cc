@@ -380,6 +380,11 @@ std::vector<HintAnswer> StoreImpl::HintQueue(TenantNumber tenant,
   {
     absl::MutexLock lock(&state_.mu);
     old = expectations_.QueueOf(static_cast<uint16_t>(tenant));
+    // The last place leaves first: a prefetch that is cancelled makes no room for one that will be.
+    std::sort(old.begin(), old.end(), [this](const auto& a, const auto& b) {
+      state_.mu.AssertHeld();
+      return expectations_.Find(a)->when.next_use > expectations_.Find(b)->when.next_use;
+    });
     last_place = OldPlaces(tenant, queue, order, &ceilings);
   }
   for (const size_t i : order) {

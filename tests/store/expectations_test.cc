@@ -45,6 +45,15 @@ TEST_F(ExpectationsTest, TheSoonestOfManyUsersCounts) {
   EXPECT_EQ(kept_, (std::set<ChunkIndex>{1, 2}));
 }
 
+// What is let go first is what would be prefetched last.
+TEST_F(ExpectationsTest, ChunksAreLetGoFromTheLastToTheFirst) {
+  Set("a", 30, {1, 2, 3});
+  std::vector<ChunkIndex> order;
+  expectations_.Erase({0, Source::kQueue, "a"},
+                      [&](ChunkIndex chunk, int64_t) { order.push_back(chunk); });
+  EXPECT_EQ(order, (std::vector<ChunkIndex>{3, 2, 1}));
+}
+
 TEST_F(ExpectationsTest, ASecondOneOfTheNameReplacesTheFirst) {
   Set("a", 30, {1, 2});
   Set("a", 50, {2, 3});
