@@ -222,6 +222,13 @@ TEST_F(HintPath, APrefetchEvictsTheTailOfTheQueueAndNothingSooner) {
   ASSERT_TRUE(Idle());
   for (uint64_t i = 0; i < 9; ++i) EXPECT_TRUE(InHost(i)) << i;
   EXPECT_TRUE(Absent(9));
+  // The prefetch that brought a chunk holds it for a moment longer.
+  ASSERT_TRUE(Eventually([&] {
+    for (const SessionSpan& span : kv().ShowSession("s8")->spans) {
+      if (span.pin_count > 0) return false;
+    }
+    return true;
+  }));
   const auto answers = Queue({0, 1, 2, 9, 3, 4, 5, 6, 7, 8});
   EXPECT_EQ(answers[3].outcome, HintOutcome::kAccepted) << answers[3].reason;
   ASSERT_TRUE(Eventually([&] { return InHost(9); }));
@@ -316,6 +323,30 @@ TEST_F(HintPath, ARenamedSessionTakesItsHintsAlong) {
   EXPECT_EQ(Count("chunks"), chunks - 3);
 }
 
+TEST_F(HintPath, OfASessionThatIsPartlyLostThePartBeforeTheGapIsMeant) {
+  options_.data_dir.clear();
+  options_.host_bytes = 2 * kMiB;
+  Reopen();
+  const KvContext context = ContextOf(1, 64 * 20);
+  ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = "s", .context = &context}).ok());
+  for (uint64_t i = 0; i < 20; ++i) {
+    const auto info = kv().StatSession("s");
+    const uint64_t stored = info->restorable_tokens;
+    const HintAnswer answer =
+        kv().Hint({.items = {{.action = HintAction::kShare, .target = {.session = "s"}}}}).items[0];
+    if (stored == context.size()) {
+      EXPECT_EQ(answer.outcome, HintOutcome::kAccepted);
+    } else if (stored == 0) {
+      EXPECT_EQ(answer.outcome, HintOutcome::kMissing) << answer.reason;
+    } else {
+      EXPECT_EQ(answer.outcome, HintOutcome::kClipped);
+      EXPECT_THAT(answer.reason, HasSubstr(std::to_string(stored) + " of 1280 tokens"));
+    }
+    Save(100 + i);
+  }
+  EXPECT_EQ(kv().StatSession("s")->restorable_tokens, 0u) << "all cases have been seen";
+}
+
 // As many chunks in all as hints may make the store keep: 4096 sessions of 1024 chunks.
 TEST_F(HintPath, HintsKeepSoManyChunksAndNoMore) {
   const KvPattern tiny(TinyLayout());
@@ -372,10 +403,15 @@ TEST_F(HintPath, WhatNobodyFulfilsIsForgotten) {
   SetWindow(1);
   kv().Hint({.items = {{.action = HintAction::kExpect,
                         .target = {.session = "s1"},
-                        .expected_in = absl::Seconds(100)}}});
+                        .expected_in = absl::Seconds(100)},
+                       {.action = HintAction::kExpect,
+                        .target = {.session = "s3"},
+                        .expected_in = absl::Seconds(90)}}});
   ASSERT_TRUE(Idle());
-  EXPECT_EQ(Count("hinted_chunks"), 3);
+  EXPECT_EQ(Count("hinted_chunks"), 6);
   clock_.AdvanceNs(699 * int64_t{1'000'000'000});
+  EXPECT_TRUE(Eventually([&] { return Count("hinted_chunks") < 6; })) << "s3's grace is over";
+  EXPECT_EQ(Count("hinted_chunks"), 3) << "s1's is not";
   Queue({2});
   EXPECT_EQ(Count("hinted_chunks"), 6);
   clock_.AdvanceNs(2 * int64_t{1'000'000'000});

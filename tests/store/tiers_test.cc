@@ -130,6 +130,19 @@ TEST_F(TiersTest, ASessionLargerThanTheHostTierIsStoredAndRestoredInParts) {
   EXPECT_EQ(kv().StatSession("s")->restorable_tokens, context.size());
 }
 
+// What a commit calls durable is there after a restart, also when it pushed out its own beginning.
+TEST_F(TiersTest, ASessionLargerThanTheDiskTierIsNotCalledDurable) {
+  StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
+  options.disk_bytes = 8 * kMiB;
+  Open(options);
+  const KvPattern pattern = Register(BlockLayout());
+  const KvContext context = ContextOf(1, 64 * 256);  // 16 MiB
+  const auto saved = SaveAll(kv(), pattern, {.session = "s", .context = &context});
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_FALSE(saved->durable);
+  EXPECT_NE(saved->note, "");
+}
+
 TEST_F(TiersTest, RandomWorkUnderSmallCapsNeverGivesWrongBytes) {
   StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
   options.host_bytes = 6 * kMiB;
