@@ -1,11 +1,17 @@
 #include "attention_bench.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <span>
 
 #include "attention_bench_case.h"
 #include "bench_support.h"
+#include "core/check.h"
 #include "core/status.h"
 #include "gpu_tier/attention_costs.h"
 #include "kernels/attention_cpu.h"
@@ -19,6 +25,7 @@ using turnkeep::testing::AttentionCase;
 // Four times the caches of the machines at hand.
 constexpr uint64_t kRotatedBytes = uint64_t{128} << 20;
 constexpr double kBudgetUs = 100'000;
+constexpr double kSecondLookUs = 1'000'000;
 
 struct Contender {
   std::unique_ptr<AttentionPlanner> planner;
@@ -29,21 +36,44 @@ struct Contender {
   double error = 0;
 };
 
+// Memory on pages of 2 MiB where the system gives them, as an engine's KV pool is: a KV head's page
+// of 16 tokens is 4 KiB, so that every one would be another entry of the TLB.
+class HugeMemory {
+ public:
+  explicit HugeMemory(uint64_t bytes)
+      : data_(static_cast<std::byte*>(
+            std::aligned_alloc(kPage, (bytes + kPage - 1) & ~(kPage - 1)))) {
+    TK_CHECK(data_ != nullptr);
+    madvise(data_.get(), bytes, MADV_HUGEPAGE);
+    std::memset(data_.get(), 1, bytes);
+  }
+  std::byte* data() { return data_.get(); }
+
+ private:
+  static constexpr uint64_t kPage = uint64_t{2} << 20;
+  struct Free {
+    void operator()(std::byte* data) const { std::free(data); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+};
+
 // Copies of a case's KV, one after another.
 class RotatedKv {
  public:
-  RotatedKv(const AttentionCase& c, uint64_t pool_bytes) : kv_(c.kv()), pool_bytes_(pool_bytes) {
-    count_ = std::max<uint64_t>(2, kRotatedBytes / std::max<uint64_t>(2 * pool_bytes, 1));
-    bytes_.resize(2 * pool_bytes * count_);
+  RotatedKv(const AttentionCase& c, uint64_t pool_bytes)
+      : kv_(c.kv()),
+        pool_bytes_(pool_bytes),
+        count_(std::max<uint64_t>(2, kRotatedBytes / std::max<uint64_t>(2 * pool_bytes, 1))),
+        memory_(2 * pool_bytes * count_) {
     for (uint64_t i = 0; i < count_; ++i) {
-      std::copy_n(kv_.keys, pool_bytes, &bytes_[2 * i * pool_bytes]);
-      std::copy_n(kv_.values, pool_bytes, &bytes_[(2 * i + 1) * pool_bytes]);
+      std::copy_n(kv_.keys, pool_bytes, memory_.data() + 2 * i * pool_bytes);
+      std::copy_n(kv_.values, pool_bytes, memory_.data() + (2 * i + 1) * pool_bytes);
     }
   }
   PagedKv Next() {
     next_ = (next_ + 1) % count_;
     PagedKv kv = kv_;
-    kv.keys = &bytes_[2 * next_ * pool_bytes_];
+    kv.keys = memory_.data() + 2 * next_ * pool_bytes_;
     kv.values = kv.keys + pool_bytes_;
     return kv;
   }
@@ -51,9 +81,34 @@ class RotatedKv {
  private:
   const PagedKv kv_;
   const uint64_t pool_bytes_;
-  uint64_t count_ = 0;
+  const uint64_t count_;
   uint64_t next_ = 0;
-  std::vector<std::byte> bytes_;
+  HugeMemory memory_;
+};
+
+// The machine's rates beside a shape's rounds; the best samples count.
+class Ceilings {
+ public:
+  explicit Ceilings(ThreadPool& pool) : pool_(pool), memory_(kRotatedBytes) {}
+  void Begin() { read_bytes_per_s_ = operations_per_s_ = 0; }
+  void Sample() {
+    const std::span<const uint64_t> words(reinterpret_cast<const uint64_t*>(memory_.data()),
+                                          kRotatedBytes / sizeof(uint64_t));
+    read_bytes_per_s_ = std::max(read_bytes_per_s_, ReadBytesPerS(pool_, words));
+    operations_per_s_ = std::max(operations_per_s_, MultiplyAddOpsPerS(pool_));
+  }
+  double read_bytes_per_s() const { return read_bytes_per_s_; }
+  double operations_per_s() const { return operations_per_s_; }
+  double FloorUs(uint64_t bytes, double operations) const {
+    return 1e6 *
+           std::max(static_cast<double>(bytes) / read_bytes_per_s_, operations / operations_per_s_);
+  }
+
+ private:
+  ThreadPool& pool_;
+  HugeMemory memory_;
+  double read_bytes_per_s_ = 0;
+  double operations_per_s_ = 0;
 };
 
 // What a planner does when one sequence leaves and joins again, and when all take a decode step.
@@ -122,19 +177,52 @@ struct Round {
 };
 
 // Ratios within a round, which other work on the machine disturbs alike.
-double SpeedupOver(const Contender& yardstick, const Contender& contender) {
+RatioInterval SpeedupOver(const Contender& yardstick, const Contender& contender) {
   std::vector<double> ratios;
   for (size_t i = 0; i < contender.us.size(); ++i) {
     ratios.push_back((yardstick.us[i] + yardstick.planning_us[i]) /
                      (contender.us[i] + contender.planning_us[i]));
   }
-  return Median(ratios);
+  return IntervalOf(std::move(ratios));
+}
+
+void TakeRounds(const AttentionBenchOptions& options, const Round& round,
+                std::vector<Contender>& contenders, Ceilings& ceilings) {
+  double spent_us = 0;
+  double sampled_us = -kBudgetUs;
+  const auto sample = [&] {
+    if (spent_us - sampled_us < kBudgetUs / 4) return;
+    ceilings.Sample();
+    sampled_us = spent_us;
+  };
+  for (uint32_t r = 0; r < options.rounds || (r < options.most_rounds && spent_us < kBudgetUs);
+       ++r) {
+    sample();
+    for (size_t i = 0; i < contenders.size(); ++i)
+      spent_us += round.Time(contenders[(r + i) % contenders.size()]);
+  }
+  ceilings.Sample();
+  for (Contender& contender : contenders) {
+    if (contender.planner->name() != "auto") continue;
+    Contender& yardstick = contenders[0];
+    spent_us = sampled_us = 0;
+    for (uint32_t r = 0; r < options.second_look_rounds && spent_us < kSecondLookUs; ++r) {
+      if (r % 8 == 0) {
+        const RatioInterval now = SpeedupOver(yardstick, contender);
+        const bool early = r < options.second_look_rounds / 4 && spent_us < kSecondLookUs / 4;
+        if (now.low >= options.limit || (now.high < options.limit && !early)) break;
+      }
+      sample();
+      // Whoever comes first finds the caches as the other left them.
+      spent_us += round.Time(r % 2 == 0 ? yardstick : contender);
+      spent_us += round.Time(r % 2 == 0 ? contender : yardstick);
+    }
+  }
 }
 
 absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptions& options,
                                                        const AttentionCaseSpec& spec,
-                                                       const AttentionBenchResult& ceilings,
-                                                       ThreadPool& pool) {
+                                                       Ceilings& ceilings, ThreadPool& pool) {
   const AttentionShape shape{.query_heads = spec.query_heads,
                              .kv_heads = spec.kv_heads,
                              .head_dim = spec.head_dim,
@@ -157,51 +245,80 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
     TK_ASSIGN_OR_RETURN(contenders[i].planner, MakeAttentionPlanner(names[i], planner_options));
     TK_RETURN_IF_ERROR(round.Check(contenders[i]));
   }
-  double spent_us = 0;
-  for (uint32_t r = 0; r < options.rounds || (r < options.most_rounds && spent_us < kBudgetUs); ++r)
-    for (size_t i = 0; i < contenders.size(); ++i)
-      spent_us += round.Time(contenders[(r + i) % contenders.size()]);
+  ceilings.Begin();
+  TakeRounds(options, round, contenders, ceilings);
   for (Contender& contender : contenders) MeasureChanges(c.forest(), contender);
   const uint64_t bytes = c.forest().UniqueTokens() * token_bytes * 2;
-  const double floor_us =
-      1e6 * std::max(static_cast<double>(bytes) / ceilings.read_bytes_per_s,
-                     AttentionOperations(c.forest(), shape) / ceilings.operations_per_s);
+  const double floor_us = ceilings.FloorUs(bytes, AttentionOperations(c.forest(), shape));
+  const double yardstick_us = Median(contenders[0].us) + Median(contenders[0].planning_us);
   std::vector<AttentionRow> rows;
   for (size_t i = 0; i < names.size(); ++i) {
     if (std::find(options.planners.begin(), options.planners.end(), names[i]) ==
         options.planners.end())
       continue;
     const Contender& contender = contenders[i];
+    const RatioInterval speedup = SpeedupOver(contenders[0], contender);
     rows.push_back({.shape = spec.shape,
                     .planner = names[i],
                     .us = Median(contender.us),
                     .planning_us = Median(contender.planning_us),
                     .replan_us = Median(contender.replan_us),
                     .step_us = Median(contender.step_us),
-                    .speedup = SpeedupOver(contenders[0], contender),
+                    .speedup = speedup.median,
+                    .speedup_low = speedup.low,
+                    .speedup_high = speedup.high,
+                    .rounds = static_cast<uint32_t>(contender.us.size()),
                     .bytes_unique = bytes,
                     .floor_us = floor_us,
                     .error = contender.error,
-                    .traffic_bound = spec.traffic_bound});
+                    .traffic_bound = spec.traffic_bound,
+                    .machine_bound = yardstick_us / floor_us});
   }
   return rows;
 }
 
 }  // namespace
 
+RatioInterval IntervalOf(std::vector<double> ratios) {
+  if (ratios.empty()) return {};
+  std::sort(ratios.begin(), ratios.end());
+  // How many of n lie below the median is binomial: n / 2 give or take 1.96 times half its root.
+  const auto n = static_cast<double>(ratios.size());
+  const double half = 0.98 * std::sqrt(n);
+  const auto at = [&](double rank) {
+    return ratios[static_cast<size_t>(std::clamp(rank, 0.0, n - 1))];
+  };
+  return {Median(ratios), at(std::floor(n / 2 - half)), at(std::ceil(n / 2 + half))};
+}
+
+AutoVerdict JudgeAuto(const std::vector<AttentionRow>& rows, double limit) {
+  AutoVerdict verdict;
+  for (const AttentionRow& row : rows) {
+    if (row.planner != "auto") continue;
+    ++verdict.shapes;
+    verdict.slower += row.speedup_high < limit ? 1 : 0;
+    verdict.undecided += row.speedup_low < limit && row.speedup_high >= limit ? 1 : 0;
+  }
+  return verdict;
+}
+
 absl::StatusOr<AttentionBenchResult> MeasureAttention(const AttentionBenchOptions& options,
                                                       const std::vector<AttentionCaseSpec>& cases) {
   ThreadPool pool(options.threads);
+  Ceilings ceilings(pool);
   AttentionBenchResult result;
   result.target = CpuAttention::Target();
-  result.read_bytes_per_s = MeasureReadBytesPerS(pool);
-  result.operations_per_s = MeasureMultiplyAddOpsPerS(pool);
+  std::vector<double> read, operations;
   for (size_t i = 0; i < cases.size(); ++i) {
     options.progress("shapes", i, cases.size());
     TK_ASSIGN_OR_RETURN(const std::vector<AttentionRow> rows,
-                        MeasureShape(options, cases[i], result, pool));
+                        MeasureShape(options, cases[i], ceilings, pool));
+    read.push_back(ceilings.read_bytes_per_s());
+    operations.push_back(ceilings.operations_per_s());
     result.rows.insert(result.rows.end(), rows.begin(), rows.end());
   }
+  result.read_bytes_per_s = Median(read);
+  result.operations_per_s = Median(operations);
   options.progress("shapes", cases.size(), cases.size());
   return result;
 }

@@ -59,15 +59,18 @@ AttentionCosts CostsOf(const AttentionShape& shape, const Ceilings& ceilings) {
   const double token = 2.0 * shape.head_dim * DTypeBytes(shape.dtype) * ns_byte;
   const double row = 4.0 * shape.head_dim * ns_operation;
   AttentionCosts costs;
-  costs.unit = 1;
-  costs.unit_row = 0.01;
-  costs.token_few = token;
-  costs.row_few = 10 * row;  // not on tensor cores
-  costs.token_many = token;
-  costs.row_many = row;
-  costs.partial = 2.0 * 4 * (shape.head_dim + 1) * ns_byte;
   costs.many_rows = 5;
   costs.row_step = 16;
+  costs.entries.clear();
+  for (const uint32_t rows : {1u, 2u, 3u, 4u, 16u, 64u, 128u, 256u}) {
+    // Up to four rows run without tensor cores; of many, 64 share a read.
+    const double reads = (rows + 63) / 64;
+    const double each = reads * token + rows * (rows < costs.many_rows ? 10 * row : row);
+    const double start = 1 + 0.01 * rows;
+    costs.entries.push_back({rows, start + each, start + AttentionCosts::kTileTokens * each, each});
+  }
+  costs.partial = 2.0 * 4 * (shape.head_dim + 1) * ns_byte;
+  costs.masked = 0;
   return costs;
 }
 
@@ -195,10 +198,14 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(CudaTiming& cuda, const C
                     .us = Median(contenders[i].us),
                     .planning_us = Median(contenders[i].planning_us),
                     .speedup = total(contenders[0]) / total(contenders[i]),
+                    .speedup_low = total(contenders[0]) / total(contenders[i]),
+                    .speedup_high = total(contenders[0]) / total(contenders[i]),
+                    .rounds = options.rounds,
                     .bytes_unique = bytes,
                     .floor_us = floor_us,
                     .error = contenders[i].error,
-                    .traffic_bound = spec.traffic_bound});
+                    .traffic_bound = spec.traffic_bound,
+                    .machine_bound = total(contenders[0]) / floor_us});
   }
   return rows;
 }

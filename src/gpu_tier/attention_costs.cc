@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/check.h"
+#include "gpu_tier/prefix_forest.h"
 #include "kernels/attention_cpu.h"
 
 namespace turnkeep {
@@ -27,21 +29,28 @@ class Probe {
     values_.resize(bytes);
   }
 
-  // Nanoseconds of one thread for `units` units of `tokens` tokens with `queries` queries each,
-  // which are merged if `merged`.
-  double Run(uint32_t units, uint32_t tokens, uint32_t queries, bool merged = false) {
-    AttentionPlan plan;
+  // Nanoseconds of one thread for `units` units of `tokens` tokens with `queries` queries each:
+  // results of their own, merged to one row a query, or with masks that hide every other token.
+  enum class Kind { kApart, kMerged, kMasked };
+  double Run(uint32_t units, uint32_t tokens, uint32_t queries, Kind kind) {
+    const bool merged = kind == Kind::kMerged;
+    AttentionPlan& plan = plan_;
+    plan.Clear();
     plan.row_count = merged ? queries : units * queries;
     for (uint32_t p = 0; p < kTokens / 16; ++p) plan.pages.push_back(p);
     plan.merge_begin.assign(plan.row_count + 1, 0);
+    const uint64_t words = AttentionPlan::MaskWords(tokens);
+    if (kind == Kind::kMasked) plan.masks.assign(units * queries * words, 0x5555555555555555u);
     for (uint32_t u = 0; u < units; ++u) {
       const uint32_t first_page = uint64_t{u} * tokens / 16 % (kTokens / 16 - tokens / 16);
       plan.segments.push_back({.first_page = first_page, .token_count = tokens});
-      plan.units.push_back({.first_segment = u,
-                            .segment_count = 1,
-                            .token_count = tokens,
-                            .first_query = u * queries,
-                            .query_count = queries});
+      plan.units.push_back(
+          {.first_segment = u,
+           .segment_count = 1,
+           .token_count = tokens,
+           .first_query = u * queries,
+           .query_count = queries,
+           .first_mask = kind == Kind::kMasked ? u * queries * words : AttentionPlan::kNoMask});
       for (uint32_t q = 0; q < queries; ++q) {
         plan.queries.push_back(merged ? q : u * queries + q);
         plan.limits.push_back(tokens);
@@ -54,9 +63,10 @@ class Probe {
       for (uint32_t q = 0; q <= queries; ++q) plan.merge_begin[q] = q * units;
     }
     const uint64_t rows = uint64_t{plan.row_count} * shape_.query_heads;
-    queries_.resize(rows * shape_.head_dim * DTypeBytes(shape_.dtype));
-    output_.resize(rows * shape_.head_dim);
-    lse_.resize(rows);
+    queries_.resize(
+        std::max<size_t>(queries_.size(), rows * shape_.head_dim * DTypeBytes(shape_.dtype)));
+    output_.resize(std::max<size_t>(output_.size(), rows * shape_.head_dim));
+    lse_.resize(std::max<size_t>(lse_.size(), rows));
     const auto begin = std::chrono::steady_clock::now();
     attention_.Run(shape_, PagedKv::Dense(shape_, keys_.data(), values_.data()), plan,
                    {queries_.data(), output_.data(), lse_.data()});
@@ -65,56 +75,109 @@ class Probe {
   }
 
   uint32_t group() const { return shape_.query_heads; }
+  uint32_t head_dim() const { return shape_.head_dim; }
+  uint32_t threads() const { return threads_; }
 
  private:
   AttentionShape shape_;
   CpuAttention attention_;
   uint32_t threads_ = 1;
+  AttentionPlan plan_;
   std::vector<std::byte> keys_, values_, queries_;
   std::vector<float> output_, lse_;
 };
 
+struct Sample {
+  uint32_t units = 0;
+  uint32_t tokens = 0;
+  uint32_t queries = 0;
+  Probe::Kind kind = Probe::Kind::kApart;
+  double best = std::numeric_limits<double>::max();
+  double OfUnit() const { return best / units; }
+};
+
+// Samples of one entry: units of one token, of a tile, and of some tiles.
+struct EntrySamples {
+  uint32_t rows = 0;
+  Sample one, tile, tiles;
+};
+
+std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& costs) {
+  constexpr uint32_t kRows[] = {1, 2, 3, 4, 8, 16, 32, 64, 128, 256};
+  constexpr uint32_t kTile = AttentionCosts::kTileTokens;
+  std::vector<EntrySamples> entries;
+  for (const uint32_t wanted : kRows) {
+    const uint32_t queries = (wanted + probe.group() - 1) / probe.group();
+    uint32_t rows = queries * probe.group();
+    if (rows >= costs.many_rows)
+      rows = (rows + costs.row_step - 1) / costs.row_step * costs.row_step;
+    if (!entries.empty() && rows <= entries.back().rows) continue;
+    // About a tenth of a millisecond a thread each, and a unit for each thread at least.
+    const uint64_t row_tokens = 1'000'000 / (probe.head_dim() * uint64_t{rows} / 8 + 32);
+    const auto units = [&](uint64_t tokens) {
+      return probe.threads() *
+             static_cast<uint32_t>(std::clamp<uint64_t>(row_tokens / (8 * tokens), 1, 64));
+    };
+    const uint32_t tiles = kTile * (rows > 64 ? 3 : 10);
+    entries.push_back({.rows = rows,
+                       .one = {units(kTile / 4), 1, queries},
+                       .tile = {units(kTile), kTile, queries},
+                       .tiles = {units(tiles), tiles, queries}});
+  }
+  return entries;
+}
+
+// Nanoseconds that a plan takes to make, a node or sequence.
+double MeasurePlanning(const AttentionShape& shape) {
+  constexpr uint32_t kLeaves = 48;
+  PrefixForest forest(shape.page_tokens);
+  const std::vector<uint32_t> pages(64);
+  const auto root = forest.AddNode(kNoForestNode, pages, 16);
+  for (uint32_t i = 0; i < kLeaves; ++i) {
+    const auto leaf = forest.AddNode(*root, pages, 16);
+    TK_CHECK(leaf.ok() && forest.AddSequence(*leaf).ok());
+  }
+  const auto planner = *MakeAttentionPlanner("relay", {.shape = shape});
+  double best = std::numeric_limits<double>::max();
+  for (int round = 0; round < 8; ++round) {
+    planner->Forget();
+    const auto begin = std::chrono::steady_clock::now();
+    planner->Plan(forest);
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    best = std::min(best, took.count());
+  }
+  return best / (2 * kLeaves + 1);
+}
+
 }  // namespace
 
 AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool) {
+  using Kind = Probe::Kind;
   Probe probe(shape, pool);
   AttentionCosts costs;
-  constexpr uint32_t kUnits = 16;
-  constexpr uint32_t kTokens = 512;
-  const uint32_t group = probe.group();
-  const uint32_t some = std::max(1u, 16 / group);
-  const uint32_t most = std::max(1u, (costs.many_rows - 1) / group);
-  const uint32_t low = (costs.row_step + group - 1) / group;
-  struct Sample {
-    uint32_t units, tokens, queries;
-    bool merged = false;
-    double best = std::numeric_limits<double>::max();
-  };
-  Sample one_token{256, 1, 1}, one_token_some{256, 1, 1 + some}, one{kUnits, kTokens, 1},
-      few{kUnits, kTokens, most}, narrow{kUnits, kTokens, low}, wide{kUnits, kTokens, 4 * low},
-      apart{64, 1, 8}, merged{64, 1, 8, true};
+  std::vector<EntrySamples> entries = SamplesOf(probe, costs);
+  const uint32_t masked_queries = (16 + probe.group() - 1) / probe.group();
+  Sample apart{64, 1, 8}, merged{64, 1, 8, Kind::kMerged};
+  Sample seen{16, 96, masked_queries}, masked{16, 96, masked_queries, Kind::kMasked};
+  std::vector<Sample*> samples = {&apart, &merged, &seen, &masked};
+  for (EntrySamples& entry : entries)
+    for (Sample* sample : {&entry.one, &entry.tile, &entry.tiles}) samples.push_back(sample);
   // In turns, so that what disturbs the machine for a while disturbs one round of all.
-  for (int round = 0; round < 5; ++round) {
-    for (Sample* s : {&one_token, &one_token_some, &one, &few, &narrow, &wide, &apart, &merged})
-      s->best = std::min(s->best, probe.Run(s->units, s->tokens, s->queries, s->merged));
+  for (int round = 0; round < 8; ++round) {
+    for (Sample* s : samples)
+      s->best = std::min(s->best, probe.Run(s->units, s->tokens, s->queries, s->kind));
   }
-  const auto token = [](const Sample& s) { return s.best / (s.units * s.tokens); };
-  const double small = one_token.best / one_token.units;
-  costs.unit_row =
-      std::max(0.0, (one_token_some.best / one_token_some.units - small) / (some * group));
-  costs.unit = std::max(0.0, small - costs.unit_row * group);
-  if (group < costs.many_rows) {
-    costs.row_few =
-        most > 1 ? std::max(0.0, (token(few) - token(one)) / ((most - 1) * group)) : token(one) / 2;
-    costs.token_few = std::max(0.0, token(one) - costs.row_few * group);
+  costs.entries.clear();
+  for (const EntrySamples& entry : entries) {
+    const double tile = entry.tile.OfUnit();
+    const double token = std::max(
+        0.1, (entry.tiles.OfUnit() - tile) / (entry.tiles.tokens - AttentionCosts::kTileTokens));
+    costs.entries.push_back({entry.rows, std::min(entry.one.OfUnit(), tile), tile, token});
   }
-  // From one step of rows to four.
-  const auto padded = [&](uint32_t queries) {
-    return (queries * group + costs.row_step - 1) / costs.row_step * costs.row_step;
-  };
-  costs.row_many = std::max(0.1, (token(wide) - token(narrow)) / (padded(4 * low) - padded(low)));
-  costs.token_many = std::max(0.0, token(narrow) - costs.row_many * padded(low));
-  costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * group));
+  costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * probe.group()));
+  costs.masked =
+      std::max(0.05, (masked.OfUnit() - seen.OfUnit()) / (96.0 * masked_queries * probe.group()));
+  costs.planning = MeasurePlanning(shape);
   return costs;
 }
 

@@ -32,22 +32,29 @@
 
 namespace turnkeep {
 
-// What a unit costs, in nanoseconds, one KV head: `unit`, `unit_row` a row, and for each of its
-// tokens `token_few` + `row_few` a row where the streaming kernel runs (fewer than `many_rows`
-// rows), else `token_many`
-// + `row_many` a row, rows counted in steps of `row_step`. A row that has several partials costs
-// `partial` for each (and head). Defaults were measured on the machine of docs/kernels.md with
-// float16 and head_dim 128; MeasureCpuCosts gives this machine's.
+// What a plan takes, in nanoseconds of one thread, a unit those of one KV head. Defaults were
+// measured on the machine of docs/kernels.md with float16 and head_dim 128; MeasureCpuCosts gives
+// this machine's.
 struct AttentionCosts {
-  double unit = 250;
-  double unit_row = 60;
-  double token_few = 14;
-  double row_few = 10;
-  double token_many = 25;
-  double row_many = 5.5;
-  double partial = 60;
+  static constexpr uint32_t kTileTokens = 48;
+  // A unit of so many query rows: with one token, with a tile of them, and each token more.
+  struct Entry {
+    uint32_t rows = 1;
+    double one = 0;
+    double tile = 0;
+    double token = 0;
+  };
+  // Ascending by rows; what lies between two is between them. From many_rows rows on they are
+  // counted in steps of row_step.
+  std::vector<Entry> entries = {{1, 280, 1300, 22},     {2, 350, 1700, 30},
+                                {4, 500, 2700, 49},     {8, 900, 4200, 78},
+                                {16, 1500, 6800, 120},  {32, 2800, 12200, 215},
+                                {64, 5400, 23500, 410}, {256, 21000, 92000, 1600}};
   uint32_t many_rows = 5;
   uint32_t row_step = 8;
+  double partial = 60;    // merging a row's partial result
+  double masked = 0.5;    // a row and token of a unit that has masks
+  double planning = 150;  // a node or sequence that is put into a plan; a tenth of it to look at it
 };
 
 struct AttentionPlannerOptions {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "gpu_tier/attention_planner.h"
+#include "gpu_tier/plan_builder.h"
 
 namespace turnkeep {
 
@@ -16,7 +17,7 @@ std::unique_ptr<AttentionPlanner> MakeAutoPlanner(const AttentionPlannerOptions&
 // One planner's way, for those that choose among several.
 void PlanPerSequence(const PrefixForest& forest, const AttentionPlannerOptions& options,
                      AttentionPlan* plan);
-void PlanFlattenTree(const PrefixForest& forest, const AttentionPlannerOptions& options,
-                     AttentionPlan* plan);
+void PlanFlattenTree(const PrefixForest& forest, const DepthFirst& order,
+                     const AttentionPlannerOptions& options, AttentionPlan* plan);
 
 }  // namespace turnkeep

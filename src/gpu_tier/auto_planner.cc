@@ -1,178 +1,225 @@
-// The cheapest plan by the costs of AttentionCosts. From the roots down it decides for every node
-// whether it becomes a unit for all sequences below it (two_phase, relay) or is read together
-// with what follows it, once for each child (towards per_sequence), so that one tree may mix
-// both; then it compares the whole with flatten_tree and per_sequence. Where per_sequence will
-// win anyway nothing else is made: a small batch is served in less time than a few plans take.
+// The plan that takes least by AttentionCosts. From the roots down it decides for every node
+// whether it becomes a unit for all sequences below it (two_phase, relay) or is read together with
+// what follows it, once for each child (towards per_sequence), so that one tree may mix both; then
+// it compares the whole with flatten_tree and per_sequence.
+//
+// It comes down to per_sequence, the very same plan, unless another one is predicted to gain more
+// than the prediction may be wrong by. What it takes to find out must not be lost either: a bound
+// that needs one pass over sequences and nodes says whether there can be a gain that is worth
+// looking at the tree, and plans are compared by their costs, before one of them is made.
 #include <algorithm>
+#include <limits>
 
+#include "gpu_tier/attention_cost_model.h"
 #include "gpu_tier/attention_planners.h"
 #include "gpu_tier/plan_builder.h"
 
 namespace turnkeep {
 namespace {
 
-// Sharing must promise this much before it is chosen: costs are measured on a machine that does
-// other things too, and a shape that gains little may lose as much.
-constexpr double kGain = 0.93;
-
-// What planning takes itself, nanoseconds a node or sequence; sharing must gain twice as much.
-constexpr double kPlanning = 500;
-
-class CostModel {
- public:
-  CostModel(const PrefixForest& forest, const AttentionPlannerOptions& options)
-      : forest_(forest), costs_(options.costs), shape_(options.shape) {}
-
-  // Nanoseconds a token of a unit with so many queries, one KV head.
-  double Token(uint64_t queries) const {
-    const uint64_t rows = queries * Group();
-    if (rows == 0) return 0;
-    if (rows < costs_.many_rows)
-      return costs_.token_few + costs_.row_few * static_cast<double>(rows);
-    const uint64_t padded = (rows + costs_.row_step - 1) / costs_.row_step * costs_.row_step;
-    return costs_.token_many + costs_.row_many * static_cast<double>(padded);
-  }
-  double Unit(uint64_t queries) const {
-    return costs_.unit + costs_.unit_row * static_cast<double>(queries * Group());
-  }
-  double Partials(uint64_t queries) const {
-    return costs_.partial * static_cast<double>(queries) * static_cast<double>(Group());
-  }
-  uint64_t QueriesOf(std::span<const ForestSequence> sequences) const {
-    uint64_t queries = 0;
-    for (const ForestSequence s : sequences) queries += forest_.sequences()[s].query_tokens;
-    return queries;
-  }
-  // Of a finished plan.
-  double Of(const AttentionPlan& plan) const {
-    double cost = Partials(plan.partial_count);
-    for (const AttentionPlan::Unit& unit : plan.units)
-      cost += Unit(unit.query_count) + unit.token_count * Token(unit.query_count);
-    return cost;
-  }
-
- private:
-  uint64_t Group() const { return shape_.query_heads / shape_.kv_heads; }
-
-  const PrefixForest& forest_;
-  const AttentionCosts& costs_;
-  const AttentionShape& shape_;
-};
+// Of per_sequence's time, what another plan must be predicted to take at most: costs are measured
+// on a machine that does other things too.
+constexpr double kGain = 0.9;
+// Of what planning takes, what must be gained.
+constexpr double kOverPlanning = 2;
+// Looking at the tree may take so much of per_sequence's time, or of what could be gained.
+constexpr double kLookShare = 0.01;
+constexpr double kLookGain = 0.1;
+// Of the batch's work, what a task of several that run beside it may have at most, over
+// target_tasks.
+constexpr double kTaskShare = 2;
 
 class AutoPlanner final : public AttentionPlanner {
  public:
-  explicit AutoPlanner(const AttentionPlannerOptions& options) : AttentionPlanner(options) {}
+  explicit AutoPlanner(const AttentionPlannerOptions& options)
+      : AttentionPlanner(options),
+        model_(options),
+        // All heads, on as many threads as target_tasks is eight times.
+        calls_(options.shape.kv_heads / std::max(1.0, options.target_tasks / 8.0)) {}
   std::string_view name() const override { return "auto"; }
 
  private:
   void Build(const PrefixForest& forest, AttentionPlan* plan) override {
-    const auto& sequences = forest.sequences();
-    if (sequences.size() < 2) return PlanPerSequence(forest, options_, plan);
-    const CostModel model(forest, options_);
-    const DepthFirst order(forest);
-    const bool shared = std::any_of(order.nodes.begin(), order.nodes.end(), [&](ForestNode node) {
-      return forest.nodes()[node].token_count > 0 && order.Below(node).size() > 1;
-    });
-    if (!shared) return PlanPerSequence(forest, options_, plan);
-    double per_sequence = 0;
-    for (const PrefixForest::Sequence& sequence : sequences) {
-      if (sequence.query_tokens == 0) continue;
-      per_sequence += forest.PathTokens(sequence.leaf) * model.Token(sequence.query_tokens) +
-                      model.Unit(sequence.query_tokens);
-    }
-    double best = Decide(forest, order, model);
-    // All heads, on as many threads as target_tasks is eight times.
-    const double calls = options_.shape.kv_heads / std::max(1.0, options_.target_tasks / 8.0);
-    const double planning = kPlanning * static_cast<double>(order.nodes.size() + sequences.size());
-    if ((per_sequence - best) * calls < 2 * planning && per_sequence * calls < 50 * planning)
+    if (!WorthALook(forest)) return PlanPerSequence(forest, options_, plan);
+    order_.Assign(forest);
+    CountQueries(forest);
+    const double decided = Decide(forest);
+    const double flat = Flattened(forest);
+    const double best = std::min(decided, flat);
+    const double gained = (per_sequence_ - best) * calls_;
+    if (best > kGain * per_sequence_ || gained < kOverPlanning * planning_)
       return PlanPerSequence(forest, options_, plan);
-    // Flattening pays where nodes are small; it is not tried where few blocks would be mixed.
-    const bool flatten = order.nodes.size() * options_.block_tokens > forest.UniqueTokens();
-    if (!flatten && per_sequence * kGain < best) return PlanPerSequence(forest, options_, plan);
-    PlanDecided(forest, order, plan);
-    best = model.Of(*plan);
-    if (flatten) {
-      AttentionPlan other;
-      PlanFlattenTree(forest, options_, &other);
-      if (const double cost = model.Of(other); cost < best) {
-        best = cost;
-        std::swap(*plan, other);
-      }
+    if (flat < decided) return PlanFlattenTree(forest, order_, options_, plan);
+    PlanDecided(forest, decided, plan);
+  }
+
+  // Sets per_sequence_ and planning_ too.
+  bool WorthALook(const PrefixForest& forest) {
+    per_sequence_ = 0;
+    double least = 0;
+    uint64_t path_tokens = 0;
+    size_t sequences = 0;
+    for (const PrefixForest::Sequence& sequence : forest.sequences()) {
+      if (sequence.query_tokens == 0) continue;
+      const uint32_t tokens = forest.PathTokens(sequence.leaf);
+      per_sequence_ += model_.Unit(tokens, sequence.query_tokens);
+      least += model_.LeastOfQuery() * sequence.query_tokens * tokens;
+      path_tokens += tokens;
+      ++sequences;
     }
-    if (per_sequence * kGain < best) PlanPerSequence(forest, options_, plan);
+    const uint64_t unique = forest.UniqueTokens();
+    if (sequences < 2 || path_tokens <= unique) return false;
+    const auto items = static_cast<double>(forest.nodes().size() + sequences);
+    planning_ = items * options_.costs.planning;
+    const double look = planning_ / 10;
+    const double all = per_sequence_ * calls_;
+    const double gain =
+        all - std::max(least, static_cast<double>(unique) * model_.Token(1)) * calls_;
+    return gain > kOverPlanning * planning_ && (look < kLookShare * all || look < kLookGain * gain);
+  }
+
+  void CountQueries(const PrefixForest& forest) {
+    queries_.resize(forest.nodes().size());
+    for (const ForestNode index : order_.nodes) queries_[index] = 0;
+    for (size_t i = order_.nodes.size(); i-- > 0;) {
+      const PrefixForest::Node& node = forest.nodes()[order_.nodes[i]];
+      for (const ForestSequence s : node.sequences)
+        queries_[order_.nodes[i]] += forest.sequences()[s].query_tokens;
+      if (node.parent != kNoForestNode) queries_[node.parent] += queries_[order_.nodes[i]];
+    }
   }
 
   struct Visit {
     ForestNode node;
-    size_t carried;  // pieces of its path that are read with it
-    size_t units;    // above those
+    uint32_t pieces;  // of its path that are read with it
+    uint32_t tokens;  // of those
+    uint32_t units;   // above those
   };
   struct Decision {
     ForestNode node;
-    size_t pieces;  // the last ones of its path
-    bool unit;      // for all below it, otherwise for each sequence that ends in it
+    uint32_t pieces;  // the last ones of its path
+    uint32_t tokens;
+    bool unit;  // for all below it, otherwise for each sequence that ends in it
   };
 
-  // Fills decisions_; returns about what they cost.
-  double Decide(const PrefixForest& forest, const DepthFirst& order, const CostModel& model) {
+  // Fills decisions_; returns what they cost.
+  double Decide(const PrefixForest& forest) {
     decisions_.clear();
     double cost = 0;
-    std::vector<Visit> stack;
-    for (size_t i = forest.roots().size(); i-- > 0;) stack.push_back({forest.roots()[i], 0, 0});
-    while (!stack.empty()) {
-      const auto [index, carried, units] = stack.back();
-      stack.pop_back();
+    visits_.clear();
+    for (size_t i = forest.roots().size(); i-- > 0;)
+      visits_.push_back({forest.roots()[i], 0, 0, 0});
+    while (!visits_.empty()) {
+      auto [index, pieces, tokens, units] = visits_.back();
+      visits_.pop_back();
       const PrefixForest::Node& node = forest.nodes()[index];
-      const size_t pieces = carried + (node.token_count > 0 ? 1 : 0);
-      PlanBuilder::PathOf(forest, index, &path_, pieces);
-      double tokens = 0;
-      for (const NodePiece& piece : path_) tokens += piece.end - piece.begin;
-      const bool alone = order.Below(index).size() <= 1 && node.children.empty();
-      const bool unit = alone || ReadOnce(forest, order, model, index, tokens);
-      decisions_.push_back({index, pieces, unit});
+      pieces += node.token_count > 0 ? 1 : 0;
+      tokens += node.token_count;
+      const bool alone = node.children.empty() && node.sequences.size() <= 1;
+      const bool unit = alone || ReadOnce(forest, node, queries_[index], tokens);
+      if (tokens > 0 && (unit || !node.sequences.empty()))
+        decisions_.push_back({index, pieces, tokens, unit});
       const auto add = [&](uint64_t queries, bool partial) {
-        cost += tokens * model.Token(queries) + model.Unit(queries);
-        if (partial) cost += model.Partials(queries);
+        if (tokens == 0) return;
+        cost += model_.Unit(tokens, queries);
+        if (partial) cost += model_.Partials(queries);
       };
       if (unit) {
-        add(model.QueriesOf(order.Below(index)), !alone || units > 0);
+        add(queries_[index], !node.children.empty() || units > 0);
       } else {
-        for (const ForestSequence& s : node.sequences) add(model.QueriesOf({&s, 1}), units > 0);
+        for (const ForestSequence s : node.sequences)
+          add(forest.sequences()[s].query_tokens, units > 0);
       }
-      for (size_t i = node.children.size(); i-- > 0;)
-        stack.push_back({node.children[i], unit ? 0 : pieces, units + (unit ? 1 : 0)});
+      const uint32_t above = units + (unit && tokens > 0 ? 1 : 0);
+      for (size_t i = node.children.size(); i-- > 0;) {
+        if (unit) {
+          visits_.push_back({node.children[i], 0, 0, above});
+        } else {
+          visits_.push_back({node.children[i], pieces, tokens, above});
+        }
+      }
     }
     return cost;
   }
 
-  void PlanDecided(const PrefixForest& forest, const DepthFirst& order, AttentionPlan* plan) {
+  // Whether a node and what is read with it cost less as a unit than beside everything below it.
+  bool ReadOnce(const PrefixForest& forest, const PrefixForest::Node& node, uint64_t queries,
+                uint32_t tokens) const {
+    if (tokens == 0) return true;
+    const double once = model_.Unit(tokens, queries) + model_.Partials(2 * queries);
+    double apart = 0;
+    for (const ForestNode child : node.children) apart += tokens * model_.Token(queries_[child]);
+    for (const ForestSequence s : node.sequences)
+      apart += tokens * model_.Token(forest.sequences()[s].query_tokens);
+    return once < apart;
+  }
+
+  // What flatten_tree's blocks cost, whose queries are the hull of those below their nodes.
+  double Flattened(const PrefixForest& forest) const {
+    constexpr double kNever = std::numeric_limits<double>::max();
+    // Flattening pays where nodes are small; elsewhere few blocks would be mixed.
+    if (order_.nodes.size() * options_.block_tokens <= forest.UniqueTokens()) return kNever;
+    double cost = 0;
+    uint32_t tokens = 0;  // in the block
+    uint64_t queries = 0;
+    uint32_t end_sequence = 0;
+    uint32_t nodes = 0;
+    const auto close = [&] {
+      if (tokens == 0) return;
+      cost += model_.Unit(tokens, queries) + model_.Partials(queries);
+      if (nodes > 1) cost += model_.Masks(tokens, queries);
+      tokens = nodes = end_sequence = 0;
+      queries = 0;
+    };
+    for (const ForestNode index : order_.nodes) {
+      const PrefixForest::Node& node = forest.nodes()[index];
+      if (node.parent == kNoForestNode) close();
+      for (uint32_t begin = 0; begin < node.token_count;) {
+        const uint32_t count = std::min(node.token_count - begin, options_.block_tokens - tokens);
+        // Depth first, a node lies below the last one's path or behind it.
+        if (order_.end_sequence[index] > end_sequence) {
+          queries += queries_[index];
+          end_sequence = order_.end_sequence[index];
+        }
+        ++nodes;
+        tokens += count;
+        begin += count;
+        if (tokens == options_.block_tokens) close();
+      }
+    }
+    close();
+    return cost;
+  }
+
+  void PlanDecided(const PrefixForest& forest, double cost, AttentionPlan* plan) {
     PlanBuilder builder(forest, options_, plan);
+    // With few heads one unit for all may be most of the work, which a single thread would do.
+    const double most =
+        kTaskShare * cost * options_.shape.kv_heads / std::max(1u, options_.target_tasks);
     for (const Decision& decision : decisions_) {
       PlanBuilder::PathOf(forest, decision.node, &path_, decision.pieces);
-      if (decision.unit) {
-        builder.AddPath(path_, order.Below(decision.node));
+      if (!decision.unit) {
+        for (const ForestSequence& s : forest.nodes()[decision.node].sequences)
+          builder.AddPath(path_, {&s, 1});
         continue;
       }
-      for (const ForestSequence& s : forest.nodes()[decision.node].sequences)
-        builder.AddPath(path_, {&s, 1});
+      const double parts = model_.Unit(decision.tokens, queries_[decision.node]) / most;
+      const uint32_t most_tokens = parts <= 1
+                                       ? 0xFFFFFFFFu
+                                       : std::max(AttentionCosts::kTileTokens,
+                                                  static_cast<uint32_t>(decision.tokens / parts));
+      builder.AddPath(path_, order_.Below(decision.node), most_tokens);
     }
     builder.Finish();
   }
 
-  static bool ReadOnce(const PrefixForest& forest, const DepthFirst& order, const CostModel& model,
-                       ForestNode index, double tokens) {
-    const PrefixForest::Node& node = forest.nodes()[index];
-    const uint64_t queries = model.QueriesOf(order.Below(index));
-    const double once =
-        tokens * model.Token(queries) + model.Unit(queries) + model.Partials(2 * queries);
-    double apart = 0;
-    for (const ForestNode child : node.children)
-      apart += tokens * model.Token(model.QueriesOf(order.Below(child)));
-    for (const ForestSequence& s : node.sequences)
-      apart += tokens * model.Token(model.QueriesOf({&s, 1}));
-    return once < apart;
-  }
-
+  const AttentionCostModel model_;
+  const double calls_;
+  double per_sequence_ = 0;  // of the running call
+  double planning_ = 0;
+  DepthFirst order_;
+  std::vector<uint64_t> queries_;  // below each node
+  std::vector<Visit> visits_;
   std::vector<Decision> decisions_;
   std::vector<NodePiece> path_;
 };

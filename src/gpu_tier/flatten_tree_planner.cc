@@ -33,9 +33,8 @@ void AddBlock(const DepthFirst& order, const std::vector<NodePiece>& block, Plan
 
 }  // namespace
 
-void PlanFlattenTree(const PrefixForest& forest, const AttentionPlannerOptions& options,
-                     AttentionPlan* plan) {
-  const DepthFirst order(forest);
+void PlanFlattenTree(const PrefixForest& forest, const DepthFirst& order,
+                     const AttentionPlannerOptions& options, AttentionPlan* plan) {
   PlanBuilder builder(forest, options, plan);
   std::vector<NodePiece> block;
   uint32_t block_tokens = 0;
@@ -71,8 +70,11 @@ class FlattenTreePlanner final : public AttentionPlanner {
 
  private:
   void Build(const PrefixForest& forest, AttentionPlan* plan) override {
-    PlanFlattenTree(forest, options_, plan);
+    order_.Assign(forest);
+    PlanFlattenTree(forest, order_, options_, plan);
   }
+
+  DepthFirst order_;
 };
 
 }  // namespace

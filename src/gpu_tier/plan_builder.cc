@@ -17,8 +17,9 @@ void PlanBuilder::PathOf(const PrefixForest& forest, ForestNode leaf, std::vecto
 }
 
 void PlanBuilder::AddPath(std::span<const NodePiece> pieces,
-                          std::span<const ForestSequence> sequences) {
-  items_.push_back({pieces_.size(), pieces.size(), sequences_.size(), sequences.size()});
+                          std::span<const ForestSequence> sequences, uint32_t most_tokens) {
+  items_.push_back(
+      {pieces_.size(), pieces.size(), sequences_.size(), sequences.size(), most_tokens});
   pieces_.insert(pieces_.end(), pieces.begin(), pieces.end());
   sequences_.insert(sequences_.end(), sequences.begin(), sequences.end());
 }
@@ -55,7 +56,7 @@ void PlanBuilder::Finish() {
     if (item.masked) {
       EmitMasked(item);
     } else {
-      EmitPath(item, split);
+      EmitPath(item, std::min(split, item.most_tokens));
     }
   }
   EmitEmpty();
@@ -191,28 +192,28 @@ void PlanBuilder::LinkPartials() {
   }
 }
 
-DepthFirst::DepthFirst(const PrefixForest& forest)
-    : first_sequence(forest.nodes().size()), end_sequence(forest.nodes().size()) {
-  struct Visit {
-    ForestNode node;
-    bool leaving;
-  };
-  std::vector<Visit> stack;
-  for (size_t i = forest.roots().size(); i-- > 0;) stack.push_back({forest.roots()[i], false});
-  while (!stack.empty()) {
-    const Visit visit = stack.back();
-    stack.pop_back();
-    const auto count = static_cast<uint32_t>(sequences.size());
-    if (visit.leaving) {
-      end_sequence[visit.node] = count;
-      continue;
-    }
-    const PrefixForest::Node& node = forest.nodes()[visit.node];
-    nodes.push_back(visit.node);
-    first_sequence[visit.node] = count;
+void DepthFirst::Assign(const PrefixForest& forest) {
+  const std::vector<PrefixForest::Node>& all = forest.nodes();
+  nodes.clear();
+  sequences.clear();
+  first_sequence.resize(all.size());
+  end_sequence.resize(all.size());
+  stack_.assign(forest.roots().rbegin(), forest.roots().rend());
+  while (!stack_.empty()) {
+    const ForestNode index = stack_.back();
+    stack_.pop_back();
+    const PrefixForest::Node& node = all[index];
+    nodes.push_back(index);
+    first_sequence[index] = static_cast<uint32_t>(sequences.size());
     sequences.insert(sequences.end(), node.sequences.begin(), node.sequences.end());
-    stack.push_back({visit.node, true});
-    for (size_t i = node.children.size(); i-- > 0;) stack.push_back({node.children[i], false});
+    end_sequence[index] = static_cast<uint32_t>(sequences.size());
+    stack_.insert(stack_.end(), node.children.rbegin(), node.children.rend());
+  }
+  // Children come after their parent, the last one's sequences last.
+  for (size_t i = nodes.size(); i-- > 0;) {
+    const ForestNode parent = all[nodes[i]].parent;
+    if (parent != kNoForestNode)
+      end_sequence[parent] = std::max(end_sequence[parent], end_sequence[nodes[i]]);
   }
 }
 

@@ -29,8 +29,10 @@ class PlanBuilder {
     sequences_.reserve(items_.capacity());
   }
 
-  // The pieces follow one another on one path; the sequences are below all of them.
-  void AddPath(std::span<const NodePiece> pieces, std::span<const ForestSequence> sequences);
+  // The pieces follow one another on one path; the sequences are below all of them. Their unit is
+  // split into equal parts of at most `most_tokens`.
+  void AddPath(std::span<const NodePiece> pieces, std::span<const ForestSequence> sequences,
+               uint32_t most_tokens = 0xFFFFFFFFu);
   // Pieces of several paths: a sequence sees the ones on its own.
   void AddMasked(std::span<const NodePiece> pieces, std::span<const ForestSequence> sequences);
   // Makes the plan. Rows that no unit serves get an empty one.
@@ -46,6 +48,7 @@ class PlanBuilder {
     size_t piece_count = 0;
     size_t first_sequence = 0;
     size_t sequence_count = 0;
+    uint32_t most_tokens = 0xFFFFFFFFu;
     bool masked = false;
   };
   void EmitPath(const Item& item, uint32_t max_tokens);
@@ -77,7 +80,10 @@ inline constexpr uint32_t kSparePages = 4;
 // The forest's nodes and sequences depth first. A node's sequences are
 // [first_sequence[node], end_sequence[node]) of `sequences`.
 struct DepthFirst {
-  explicit DepthFirst(const PrefixForest& forest);
+  DepthFirst() = default;
+  explicit DepthFirst(const PrefixForest& forest) { Assign(forest); }
+  // Keeps the memory of the last one.
+  void Assign(const PrefixForest& forest);
   std::span<const ForestSequence> Below(ForestNode node) const {
     return std::span(sequences).subspan(first_sequence[node],
                                         end_sequence[node] - first_sequence[node]);
@@ -86,6 +92,9 @@ struct DepthFirst {
   std::vector<ForestSequence> sequences;
   std::vector<uint32_t> first_sequence;  // by node
   std::vector<uint32_t> end_sequence;
+
+ private:
+  std::vector<ForestNode> stack_;
 };
 
 }  // namespace turnkeep

@@ -234,6 +234,7 @@ void CpuAttention::Run(const AttentionShape& shape, const PagedKv& kv, const Att
   }
   RunUnits(shape, kv, plan, tensors, values,
            scores == nullptr ? nullptr : scores->unit_begin.data(), /*apply=*/false);
+  if (plan.partial_count == 0) return;
   pool_->ParallelFor(plan.row_count, [&](size_t row, uint32_t) {
     MergeRow(shape, plan, static_cast<uint32_t>(row), partial_output_.data(), partial_lse_.data(),
              tensors);
@@ -245,6 +246,7 @@ void CpuAttention::ApplyWeights(const AttentionShape& shape, const PagedKv& kv,
                                 const AttentionTensors& tensors) {
   RunUnits(shape, kv, plan, tensors, const_cast<float*>(scores.values.data()),
            scores.unit_begin.data(), /*apply=*/true);
+  if (plan.partial_count == 0) return;
   pool_->ParallelFor(plan.row_count, [&](size_t row, uint32_t) {
     AddRow(shape, plan, static_cast<uint32_t>(row), partial_output_.data(), tensors);
   });
@@ -255,8 +257,11 @@ void CpuAttention::RunUnits(const AttentionShape& shape, const PagedKv& kv,
                             float* scores, const uint64_t* unit_begin, bool apply) {
   const size_t lanes = HWY_DYNAMIC_DISPATCH(Lanes)(shape.head_dim);
   const uint32_t group = shape.query_heads / shape.kv_heads;
-  partial_output_.resize(uint64_t{plan.partial_count} * shape.query_heads * shape.head_dim);
-  partial_lse_.resize(uint64_t{plan.partial_count} * shape.query_heads);
+  // Never smaller: a plan of more partials after one of fewer would have them filled with zeros.
+  const uint64_t partial_rows = uint64_t{plan.partial_count} * shape.query_heads;
+  if (partial_lse_.size() < partial_rows) partial_lse_.resize(partial_rows);
+  if (partial_output_.size() < partial_rows * shape.head_dim)
+    partial_output_.resize(partial_rows * shape.head_dim);
   for (auto& scratch : scratch_) scratch.resize(RowScratch::FloatsFor(shape.head_dim));
   pool_->ParallelFor(plan.units.size() * shape.kv_heads, [&](size_t task, uint32_t worker) {
     const auto unit = static_cast<uint32_t>(task / shape.kv_heads);
@@ -282,34 +287,27 @@ void CpuAttention::RunUnits(const AttentionShape& shape, const PagedKv& kv,
 namespace {
 
 double SecondsOf(ThreadPool& pool, const std::function<void(size_t, uint32_t)>& work) {
-  double best = 1e9;
-  for (int round = 0; round < 5; ++round) {
-    const auto begin = std::chrono::steady_clock::now();
-    pool.ParallelFor(pool.thread_count(), work);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, took.count());
-  }
-  return best;
+  const auto begin = std::chrono::steady_clock::now();
+  pool.ParallelFor(pool.thread_count(), work);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 }  // namespace
 
-double MeasureReadBytesPerS(ThreadPool& pool) {
-  constexpr size_t kWords = size_t{128} << 17;  // 128 MiB over all threads
-  std::vector<uint64_t> words(kWords, 1);
-  const size_t part = kWords / pool.thread_count();
+double ReadBytesPerS(ThreadPool& pool, std::span<const uint64_t> words) {
+  const size_t part = words.size() / pool.thread_count();
   std::vector<uint64_t> sums(pool.thread_count());
   const double seconds = SecondsOf(pool, [&](size_t i, uint32_t) {
-    sums[i] += HWY_DYNAMIC_DISPATCH(SumWords)(words.data() + i * part, part);
+    sums[i] = HWY_DYNAMIC_DISPATCH(SumWords)(words.data() + i * part, part);
   });
   return static_cast<double>(part * pool.thread_count() * sizeof(uint64_t)) / seconds;
 }
 
-double MeasureMultiplyAddOpsPerS(ThreadPool& pool) {
+double MultiplyAddOpsPerS(ThreadPool& pool) {
   std::vector<float> out(pool.thread_count() * 64, 1.0f);
   double operations = 0;
   const double seconds = SecondsOf(pool, [&](size_t i, uint32_t) {
-    const double done = HWY_DYNAMIC_DISPATCH(MultiplyAdds)(2'000'000, &out[i * 64]);
+    const double done = HWY_DYNAMIC_DISPATCH(MultiplyAdds)(1'000'000, &out[i * 64]);
     if (i == 0) operations = done;
   });
   return operations * pool.thread_count() / seconds;

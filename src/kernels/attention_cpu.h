@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -60,9 +61,13 @@ class CpuAttention {
   std::vector<float> partial_lse_;           // [partial_count, query_heads]
 };
 
-// Rates of this machine with all threads of the pool, for floors: bytes read from a buffer that
-// no cache holds, and float32 multiply-adds from registers (2 operations each).
-double MeasureReadBytesPerS(ThreadPool& pool);
-double MeasureMultiplyAddOpsPerS(ThreadPool& pool);
+// Rates of this machine with all threads of the pool, for floors. One sample each, of some
+// milliseconds; what disturbs the machine lowers it.
+//
+// Bytes a second read from `words`, which should be more than the caches hold (128 MiB), and whose
+// pages must have been written.
+double ReadBytesPerS(ThreadPool& pool, std::span<const uint64_t> words);
+// float32 multiply-adds from registers, two operations each.
+double MultiplyAddOpsPerS(ThreadPool& pool);
 
 }  // namespace turnkeep

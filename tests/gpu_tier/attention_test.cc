@@ -43,18 +43,6 @@ void ExpectRight(AttentionCase& c, const AttentionPlan& plan, CpuAttention& atte
   EXPECT_LE(c.WorstError(&where), kTolerance) << where;
 }
 
-// A tree of random nodes; sequences end anywhere, most in leaves.
-void Grow(std::mt19937_64& random, ForestMaker& maker, ForestNode parent, int depth,
-          uint32_t max_tokens, uint32_t max_queries) {
-  const uint32_t tokens = static_cast<uint32_t>(random() % (max_tokens + 1));
-  const ForestNode node = maker.Node(parent, tokens);
-  const uint32_t path = maker.forest().PathTokens(node);
-  const auto children = depth == 0 ? 0 : static_cast<int>(random() % 4);
-  if ((children == 0 || random() % 4 == 0) && path > 0)
-    maker.Sequence(node, 1 + static_cast<uint32_t>(random() % std::min(path, max_queries)));
-  for (int i = 0; i < children; ++i) Grow(random, maker, node, depth - 1, max_tokens, max_queries);
-}
-
 class EveryPlanner : public ::testing::TestWithParam<std::string_view> {
  protected:
   ThreadPool pool_{2};
@@ -75,7 +63,8 @@ TEST_P(EveryPlanner, EqualsTheOracleOnRandomTrees) {
     ForestMaker maker(shape.page_tokens);
     const auto trees = 1 + random() % 3;
     for (size_t i = 0; i < trees; ++i)
-      Grow(random, maker, kNoForestNode, 3, seed % 2 == 0 ? 5 : 90, 5);
+      GrowRandomTree(random, maker, kNoForestNode,
+                     {.depth = 3, .max_tokens = seed % 2 == 0 ? 5u : 90u, .max_queries = 5});
     AttentionCase c(shape, maker.forest(), maker.page_count(), seed);
     const auto planner = MakeAttentionPlanner(GetParam(), Options(shape));
     ASSERT_TRUE(planner.ok()) << planner.status();

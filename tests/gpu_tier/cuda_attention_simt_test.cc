@@ -71,15 +71,6 @@ class SimtAttention : public ::testing::TestWithParam<std::string_view> {
   CudaAttentionScores scores_;
 };
 
-void Grow(std::mt19937_64& random, ForestMaker& maker, ForestNode parent, int depth) {
-  const ForestNode node = maker.Node(parent, static_cast<uint32_t>(random() % 60));
-  const uint32_t path = maker.forest().PathTokens(node);
-  const auto children = depth == 0 ? 0 : static_cast<int>(random() % 4);
-  if ((children == 0 || random() % 4 == 0) && path > 0)
-    maker.Sequence(node, 1 + static_cast<uint32_t>(random() % std::min(path, 4u)));
-  for (int i = 0; i < children; ++i) Grow(random, maker, node, depth - 1);
-}
-
 TEST_P(SimtAttention, EqualsTheOracleOnRandomTrees) {
   constexpr uint32_t kDims[] = {64, 128, 256};
   constexpr uint32_t kPages[] = {16, 5, 32};
@@ -94,7 +85,7 @@ TEST_P(SimtAttention, EqualsTheOracleOnRandomTrees) {
     const AttentionShape shape = ShapeOf(1 + random() % 2, kGroups[seed % 6], kDims[seed / 2 % 3],
                                          kPages[random() % 3], kDTypes[seed / 3 % 3]);
     ForestMaker maker(shape.page_tokens);
-    Grow(random, maker, kNoForestNode, 2);
+    GrowRandomTree(random, maker, kNoForestNode, {.depth = 2, .max_tokens = 59, .max_queries = 4});
     maker.Sequence(maker.Node(kNoForestNode, 33));
     AttentionCase c(shape, maker.forest(), maker.page_count(), seed);
     AttentionPlannerOptions options;

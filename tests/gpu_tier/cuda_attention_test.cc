@@ -111,15 +111,6 @@ class CudaAttentionTest : public ::testing::TestWithParam<std::string_view> {
   std::unique_ptr<DeviceStream> stream_;
 };
 
-void Grow(std::mt19937_64& random, ForestMaker& maker, ForestNode parent, int depth) {
-  const ForestNode node = maker.Node(parent, static_cast<uint32_t>(random() % 200));
-  const uint32_t path = maker.forest().PathTokens(node);
-  const auto children = depth == 0 ? 0 : static_cast<int>(random() % 4);
-  if ((children == 0 || random() % 4 == 0) && path > 0)
-    maker.Sequence(node, 1 + static_cast<uint32_t>(random() % std::min(path, 6u)));
-  for (int i = 0; i < children; ++i) Grow(random, maker, node, depth - 1);
-}
-
 TEST_P(CudaAttentionTest, EqualsTheOracleOnRandomTrees) {
   constexpr uint32_t kDims[] = {64, 128, 256};
   constexpr uint32_t kPages[] = {16, 32, 64};
@@ -132,7 +123,9 @@ TEST_P(CudaAttentionTest, EqualsTheOracleOnRandomTrees) {
     const AttentionShape shape = ShapeOf(1 + random() % 3, kGroups[seed % 6], kDims[seed / 6 % 3],
                                          kPages[random() % 3], kDTypes[seed / 18]);
     ForestMaker maker(shape.page_tokens);
-    for (size_t i = 0; i < 2; ++i) Grow(random, maker, kNoForestNode, 3);
+    for (size_t i = 0; i < 2; ++i)
+      GrowRandomTree(random, maker, kNoForestNode,
+                     {.depth = 3, .max_tokens = 199, .max_queries = 6});
     maker.Sequence(maker.Node(kNoForestNode, 33));
     AttentionCase c(shape, maker.forest(), maker.page_count(), seed);
     AttentionPlannerOptions options;

@@ -27,7 +27,8 @@ TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
   std::set<std::string> planners;
   for (const auto& row : json.at("rows")) {
     planners.insert(row.at("planner"));
-    for (const char* key : {"us", "planning_us", "speedup", "floor_us", "share"})
+    for (const char* key : {"us", "planning_us", "speedup", "speedup_low", "floor_us", "share",
+                            "machine_bound", "rounds"})
       EXPECT_GT(row.at(key).get<double>(), 0) << key;
     EXPECT_GT(row.at("bytes_unique").get<uint64_t>(), 0u);
     EXPECT_EQ(row.at("device"), "cpu");
@@ -36,6 +37,7 @@ TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
     for (const char* key : {"replan_us", "step_us"}) EXPECT_GE(row.at(key).get<double>(), 0) << key;
   }
   EXPECT_GT(json.at("auto_worst").at("speedup").get<double>(), 0);
+  EXPECT_EQ(json.at("auto_verdict").at("shapes"), 1u);
   EXPECT_EQ(planners,
             (std::set<std::string>{"per_sequence", "two_phase", "relay", "flatten_tree", "auto"}));
 }
@@ -67,6 +69,36 @@ TEST_F(BenchAttention, CudaRunsOrSaysWhatIsMissing) {
                                           HasSubstr("was built without CUDA")));
     EXPECT_EQ(ran.out, "");
   }
+}
+
+// Ranks of the median's 95% interval from a table of the binomial distribution, one further at
+// most.
+TEST(AttentionRatios, HaveTheIntervalOfTheirMedian) {
+  const auto ranks = [](size_t count) {
+    std::vector<double> ratios(count);
+    std::iota(ratios.begin(), ratios.end(), 1.0);
+    std::swap(ratios.front(), ratios.back());  // in any order
+    return bench::IntervalOf(std::move(ratios));
+  };
+  EXPECT_EQ(ranks(101).median, 51);
+  EXPECT_THAT(ranks(101).low, ::testing::AllOf(::testing::Ge(40), ::testing::Le(41)));
+  EXPECT_THAT(ranks(101).high, ::testing::AllOf(::testing::Ge(61), ::testing::Le(63)));
+  EXPECT_EQ(ranks(3).low, 1);
+  EXPECT_EQ(ranks(3).high, 3);
+  EXPECT_EQ(bench::IntervalOf({}).median, 0);
+}
+
+TEST(AttentionRatios, TellALossFromWhatMayBeNoise) {
+  const auto row = [](const std::string& planner, double low, double high) {
+    return bench::AttentionRow{.planner = planner, .speedup_low = low, .speedup_high = high};
+  };
+  const bench::AutoVerdict verdict =
+      bench::JudgeAuto({row("auto", 0.9, 0.97), row("auto", 0.97, 1.1), row("auto", 0.99, 1.1),
+                        row("auto", 2, 3), row("relay", 0.1, 0.2)},
+                       0.98);
+  EXPECT_EQ(verdict.shapes, 4u);
+  EXPECT_EQ(verdict.slower, 1u);
+  EXPECT_EQ(verdict.undecided, 1u);
 }
 
 // A shape's nodes, tokens, sequences and Σ of the sequences' path tokens.

@@ -14,6 +14,8 @@
 namespace turnkeep {
 namespace {
 
+constexpr double kLimit = 0.98;  // times per_sequence, which auto is to reach for every shape
+
 struct AttentionArguments {
   std::string shapes = "chunkattention";
   std::string planner = "all";
@@ -36,6 +38,10 @@ Json ToJson(const bench::AttentionRow& row, const std::string& device) {
                {"replan_us", row.replan_us},
                {"step_us", row.step_us},
                {"speedup", row.speedup},
+               {"speedup_low", row.speedup_low},
+               {"speedup_high", row.speedup_high},
+               {"rounds", row.rounds},
+               {"machine_bound", row.machine_bound},
                {"bytes_unique", row.bytes_unique},
                {"floor_us", row.floor_us},
                {"share", row.share()},
@@ -64,6 +70,8 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
                {"JOIN us", Align::kRight},
                {"STEP us", Align::kRight},
                {"SPEEDUP", Align::kRight},
+               {"95%", Align::kRight},
+               {"AT MOST", Align::kRight},
                {"UNIQUE KV", Align::kRight},
                {"FLOOR us", Align::kRight},
                {"SHARE", Align::kRight},
@@ -72,8 +80,10 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
     table.AddRow({row.shape, row.planner, fmt::format("{:.0f}", row.us),
                   fmt::format("{:.1f}", row.planning_us), fmt::format("{:.1f}", row.replan_us),
                   fmt::format("{:.1f}", row.step_us), fmt::format("{:.2f}", row.speedup),
-                  HumanBytes(row.bytes_unique), fmt::format("{:.0f}", row.floor_us),
-                  fmt::format("{:.2f}", row.share()), fmt::format("{:.1e}", row.error)});
+                  fmt::format("{:.2f}-{:.2f}", row.speedup_low, row.speedup_high),
+                  fmt::format("{:.1f}", row.machine_bound), HumanBytes(row.bytes_unique),
+                  fmt::format("{:.0f}", row.floor_us), fmt::format("{:.2f}", row.share()),
+                  fmt::format("{:.1e}", row.error)});
   }
   invocation.Write(table.Render(invocation.style()));
   invocation.Print(
@@ -86,6 +96,12 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
   if (!result.left_out.empty()) invocation.Print("Left out: {}.\n", result.left_out);
   if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
     invocation.Print("Where auto gains least: {}, {:.3f}.\n", worst->shape, worst->speedup);
+  const bench::AutoVerdict verdict = bench::JudgeAuto(result.rows, kLimit);
+  if (verdict.shapes > 0) {
+    invocation.Print(
+        "Of {} shapes auto is slower than {} times per_sequence in {}, maybe in {} more.\n",
+        verdict.shapes, kLimit, verdict.slower, verdict.undecided);
+  }
 }
 
 absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
@@ -102,6 +118,8 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
   options.threads = arguments.threads;
   options.rounds = arguments.rounds;
   options.most_rounds = 15 * arguments.rounds;
+  options.second_look_rounds = 200 * arguments.rounds;
+  options.limit = kLimit;
   options.seed = arguments.seed;
   TK_ASSIGN_OR_RETURN(bench::AttentionShapeSet set,
                       bench::MakeAttentionShapes({.set = arguments.shapes,
@@ -138,6 +156,11 @@ absl::StatusOr<ExitCode> RunBenchAttention(Invocation& invocation,
     json["rows"].push_back(ToJson(row, result.device));
   if (const bench::AttentionRow* worst = WorstOfAuto(result); worst != nullptr)
     json["auto_worst"] = {{"shape", worst->shape}, {"speedup", worst->speedup}};
+  const bench::AutoVerdict verdict = bench::JudgeAuto(result.rows, kLimit);
+  json["auto_verdict"] = {{"limit", kLimit},
+                          {"shapes", verdict.shapes},
+                          {"slower", verdict.slower},
+                          {"undecided", verdict.undecided}};
   invocation.WriteJson(json);
   return ExitCode::kOk;
 }

@@ -122,4 +122,17 @@ std::vector<uint32_t> ForestMaker::MorePages(uint32_t before, uint32_t tokens) {
   return pages;
 }
 
+void GrowRandomTree(std::mt19937_64& random, ForestMaker& maker, ForestNode parent,
+                    const RandomTree& tree) {
+  const ForestNode node =
+      maker.Node(parent, static_cast<uint32_t>(random() % (tree.max_tokens + 1)));
+  const uint32_t path = maker.forest().PathTokens(node);
+  const auto children = tree.depth == 0 ? 0 : static_cast<int>(random() % 4);
+  if ((children == 0 || random() % 4 == 0) && path > 0)
+    maker.Sequence(node, 1 + static_cast<uint32_t>(random() % std::min(path, tree.max_queries)));
+  RandomTree below = tree;
+  below.depth -= 1;
+  for (int i = 0; i < children; ++i) GrowRandomTree(random, maker, node, below);
+}
+
 }  // namespace turnkeep::testing

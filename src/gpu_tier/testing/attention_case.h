@@ -69,4 +69,15 @@ class ForestMaker {
   uint32_t next_page_ = 0;
 };
 
+// A tree below `parent` with up to `depth` levels below its first node: nodes of 0 to max_tokens
+// tokens with up to three children each. Sequences of 1 to max_queries query tokens end in the
+// leaves and in a quarter of the other nodes, where their paths have tokens.
+struct RandomTree {
+  int depth = 3;
+  uint32_t max_tokens = 0;
+  uint32_t max_queries = 1;
+};
+void GrowRandomTree(std::mt19937_64& random, ForestMaker& maker, ForestNode parent,
+                    const RandomTree& tree);
+
 }  // namespace turnkeep::testing
