@@ -93,9 +93,16 @@ bool IsStoreCall(uint16_t type) {
          type == wire::ACTIVITY;
 }
 
-absl::StatusOr<std::string> RunStoreCall(
-    KvStore& store, const wire::Frame& frame,
-    const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) {
+absl::StatusOr<std::string> RunVerify(
+    Store& store, TenantNumber tenant, const wire::Frame& frame,
+    const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress,
+    const std::function<bool()>& cancelled) {
+  TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::VerifyRequest>(frame.payload()));
+  return Answer<wire::VerifyReport>(store.Verify(
+      tenant, {.session = message.session(), .repair = message.repair()}, progress, cancelled));
+}
+
+absl::StatusOr<std::string> RunStoreCall(KvStore& store, const wire::Frame& frame) {
   const auto type = static_cast<wire::MessageType>(frame.header().type);
   if (type != wire::EXPLAIN && !frame.raw().empty()) {
     return InvalidArgument("{}: {} raw bytes, it takes none", wire::TypeName(type),
@@ -129,11 +136,6 @@ absl::StatusOr<std::string> RunStoreCall(
       return Explain(store, frame);
     case wire::TREE:
       return Tree(store, frame);
-    case wire::VERIFY: {
-      TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::VerifyRequest>(frame.payload()));
-      return Answer<wire::VerifyReport>(
-          store.Verify({.session = message.session(), .repair = message.repair()}, progress));
-    }
     case wire::HINT: {
       TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::HintRequest>(frame.payload()));
       TK_ASSIGN_OR_RETURN(const HintRequest request, wire::FromWire(message));

@@ -9,6 +9,7 @@
 
 #include "api/frame.h"
 #include "core/kv_store.h"
+#include "store/store.h"
 
 namespace turnkeep {
 
@@ -16,8 +17,12 @@ bool IsStoreCall(uint16_t type);
 
 // Does what `frame`, for which IsStoreCall holds, asks for, and returns the reply's payload.
 // Any thread; blocks as the call does.
-absl::StatusOr<std::string> RunStoreCall(
-    KvStore& store, const wire::Frame& frame,
-    const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);
+absl::StatusOr<std::string> RunStoreCall(KvStore& store, const wire::Frame& frame);
+
+// The same for a VERIFY; Store::Verify says what `progress` and `cancelled` are.
+absl::StatusOr<std::string> RunVerify(
+    Store& store, TenantNumber tenant, const wire::Frame& frame,
+    const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress,
+    const std::function<bool()>& cancelled);
 
 }  // namespace turnkeep

@@ -119,6 +119,7 @@ void ServerConnection::Close(const std::string& why) {
   const auto self = shared_from_this();
   spdlog::debug("{}: closed, {}; {} tickets released", Name(), why, tickets_->count());
   state_ = State::kClosed;
+  closed_->store(true);
   tickets_->Clear();
   gpu_.reset();
   sending_stopped_ = true;
@@ -240,18 +241,26 @@ void ServerConnection::RunCall(wire::Frame& frame) {
   wire::FrameReader::Keep(frame);
   // Shared by the worker and, for its progress, the way back.
   auto kept = std::make_shared<wire::Frame>(std::move(frame));
-  auto work = [responder, kept, gate = context_.gate(), store = tenant_.store] {
+  auto work = [responder, kept, gate = context_.gate(), tenant = tenant_, closed = closed_,
+               &context = context_] {
     absl::StatusOr<std::string> result =
         DeadlineExceeded("{}: waited too long for a worker", wire::TypeName(kept->header().type));
-    if (!responder->expired()) {
-      result = RunStoreCall(*store, *kept, [&](uint64_t done, uint64_t total) {
+    if (!responder->expired() && kept->header().type != wire::VERIFY) {
+      result = RunStoreCall(*tenant.store, *kept);
+    } else if (!responder->expired()) {
+      const auto push = [&](uint64_t done, uint64_t total) {
         wire::VerifyProgress progress;
         progress.set_done_bytes(done);
         progress.set_total_bytes(total);
         gate->Post([responder, payload = progress.SerializeAsString()] {
           responder->Push(wire::VERIFY_PROGRESS, payload);
         });
-      });
+      };
+      // It may take hours: not for a client that has gone, nor while the daemon stops.
+      const auto cancelled = [&] {
+        return closed->load() || context.draining() || responder->expired();
+      };
+      result = RunVerify(context.store(), tenant.number, *kept, push, cancelled);
     }
     gate->Post([responder, result = std::move(result)] {
       result.ok() ? responder->Reply(*result) : responder->Error(result.status());

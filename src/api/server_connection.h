@@ -8,6 +8,7 @@
 // the slots of its saves, so they must not be given to anybody else.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -139,6 +140,9 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   wire::FrameReader reader_;
   std::unique_ptr<ConnectionTickets> tickets_;
   std::unique_ptr<GpuEngine> gpu_;  // from the first report on, until it closes
+
+  // Shared with calls that run on workers: whether anybody still waits for them.
+  const std::shared_ptr<std::atomic<bool>> closed_ = std::make_shared<std::atomic<bool>>(false);
 
   std::deque<OutboundFrame> outbound_;
   uint64_t outbound_bytes_ = 0;

@@ -115,7 +115,7 @@ class ServerContext {
   Totals totals_;
   // Calls waiting for a worker or running on one. Relaxed: only a bound and a gauge.
   std::atomic<uint32_t> worker_calls_{0};
-  bool draining_ = false;
+  std::atomic<bool> draining_{false};  // read by calls on workers too
   uint64_t last_connection_ = 0;
   // Sharers: this table, and handlers of the connection that are under way.
   std::map<const ServerConnection*, std::shared_ptr<ServerConnection>> connections_;

@@ -156,9 +156,6 @@ std::string PrometheusText(const StoreStatus& status, const ServerMetrics& metri
                 .value = 1,
                 .monotonic = false});
   gauge("uptime_seconds", "Since the store was opened", status.uptime_s);
-  gauge("sessions", "Sessions of all tenants", static_cast<double>(status.session_count));
-  gauge("chunks", "Chunks known to the catalog", static_cast<double>(status.chunk_count));
-  gauge("open_tickets", "Running saves and restores", static_cast<double>(status.open_tickets));
   gauge("warnings", "Fallbacks and failures in the status",
         static_cast<double>(status.warnings.size()));
   AddTier(families, "host", status.host);

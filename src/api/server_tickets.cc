@@ -1,5 +1,6 @@
 #include "api/server_tickets.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -17,6 +18,9 @@ namespace {
 // Prompts up to this many tokens are matched on the server's thread; hashing longer ones would
 // keep others waiting for more than a fraction of a millisecond.
 constexpr size_t kInlineTokens = 16'384;
+
+// What of a request's time a restore may wait for room; the rest is for its answer.
+constexpr double kShareOfWait = 0.9;
 
 void ToWire(uint64_t ticket, const RestoreProgress& progress, wire::Progress* out) {
   out->set_ticket(ticket);
@@ -267,12 +271,20 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   auto job = std::make_shared<Job>();
   TK_RETURN_IF_ERROR(wire::FromWire(message, frame.raw(), &job->prompt, &job->request));
   const uint64_t ticket = message.ticket();
-  restores_[ticket];
+  // It waits for room no longer than the answer may take.
+  job->request.deadline =
+      std::min(job->request.deadline,
+               absl::FromChrono(responder->deadline() - Responder::Clock::now()) * kShareOfWait);
+  Restore& restore = restores_[ticket];
+  restore.wanted = std::make_shared<const int>();
   ServerContext& context = connection_.context();
   ++context.totals().tickets;
   const TenantNumber tenant = connection_.tenant().number;
+  auto abandoned = [wanted = std::weak_ptr<const int>(restore.wanted)] { return wanted.expired(); };
+  auto done = RestoreBegun(ticket, responder);
   if (job->request.prompt.token_count() <= kInlineTokens) {
-    FinishBeginRestore(ticket, responder, context.store().BeginRestore(tenant, job->request));
+    context.store().BeginRestore(tenant, job->request, std::move(done), std::move(abandoned));
+    if (!responder->answered()) responder->ArmDeadline(responder);
     return absl::OkStatus();
   }
   responder->ArmDeadline(responder);
@@ -280,20 +292,28 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   job->frame = std::move(frame);
   job->request.prompt.tokens = {reinterpret_cast<const uint32_t*>(job->frame.raw().data()),
                                 job->frame.raw().size() / sizeof(uint32_t)};
-  auto work = [&store = context.store(), tenant, job, responder, ticket, gate = context.gate(),
-               self = connection_.weak_from_this()] {
-    auto result = store.BeginRestore(tenant, job->request);
-    gate->Post([self, responder, ticket, result = std::move(result)]() mutable {
-      if (const auto connection = self.lock()) {
-        connection->tickets().FinishBeginRestore(ticket, responder, std::move(result));
-      }
-    });
-  };
-  if (!context.RunOnWorker(std::move(work))) {
+  if (!context.RunOnWorker([&store = context.store(), tenant, job, done, abandoned] {
+        store.BeginRestore(tenant, job->request, done, abandoned);
+      })) {
     Forget(ticket);
     return ResourceExhausted("begin restore: too many calls are waiting");
   }
   return absl::OkStatus();
+}
+
+std::function<void(ConnectionTickets::RestoreResult)> ConnectionTickets::RestoreBegun(
+    uint64_t ticket, std::shared_ptr<Responder> responder) {
+  return [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
+          responder = std::move(responder)](RestoreResult result) {
+    const auto finish = [self, ticket, responder](RestoreResult begun) {
+      if (const auto connection = self.lock()) {
+        connection->tickets().FinishBeginRestore(ticket, responder, std::move(begun));
+      }
+    };
+    // Nearly all begin at once, inside the call.
+    if (gate->OnServerThread()) return finish(std::move(result));
+    gate->Post([finish, result = std::move(result)]() mutable { finish(std::move(result)); });
+  };
 }
 
 void ConnectionTickets::FinishBeginRestore(uint64_t ticket,

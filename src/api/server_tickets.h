@@ -43,6 +43,7 @@ class ConnectionTickets {
   struct ProgressBox;
   struct Restore {
     std::unique_ptr<RestoreOperation> operation;  // null while it is beginning
+    std::shared_ptr<const int> wanted;            // the store sees by it whether the ticket lives
     RestoreProgress sent;
     Geometries geometries;
   };
@@ -63,6 +64,9 @@ class ConnectionTickets {
   absl::Status Commit(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
 
   absl::Status BeginRestore(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  // What the store calls when the restore has begun, from any thread.
+  std::function<void(RestoreResult)> RestoreBegun(uint64_t ticket,
+                                                  std::shared_ptr<Responder> responder);
   void FinishBeginRestore(uint64_t ticket, const std::shared_ptr<Responder>& responder,
                           RestoreResult result);
   absl::Status SendRestorePlan(uint64_t ticket, Restore& restore, Responder& responder);

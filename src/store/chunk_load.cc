@@ -253,7 +253,7 @@ void StoreImpl::CountRead(RestoreJob* job, uint64_t bytes) {
   // A prefetch reads a chunk at a time: its rate is not that of a restore.
   if (job->prefetch) return;
   const int64_t now_ns = state_.NowNs();
-  admission_.NoteRead(job->layout->number, job->read_bytes, now_ns - job->begun_ns, now_ns);
+  admission_.NoteRead(job->layout->number, job->read_bytes, now_ns - job->placed_ns, now_ns);
 }
 
 void StoreImpl::AdvanceLoad(const std::shared_ptr<ChunkLoad>& load, uint32_t layers_ready,

@@ -19,6 +19,7 @@ struct Counters {
   uint64_t restores_missed = 0;    // nothing found
   uint64_t restores_partial = 0;   // a shorter prefix than asked for
   uint64_t restores_cut_late = 0;  // by a deadline
+  uint64_t restores_waited = 0;    // for room in the host tier
   uint64_t restores_declined = 0;  // in part or whole: prefilling takes less time
   uint64_t declined_tokens = 0;
   uint64_t asked_tokens = 0;

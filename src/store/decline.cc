@@ -1,6 +1,7 @@
 // Never slower than recompute: a restore that is predicted to take longer than prefilling the same
 // tokens is declined, whole or from the token on where it stops paying (admission.h).
 #include <cmath>
+#include <limits>
 
 #include "core/hint.h"
 #include "core/status.h"
@@ -48,17 +49,21 @@ Admission::Verdict StoreImpl::JudgeSpans(uint16_t tenant, const LayoutInfo& layo
   return admission_.Judge(tenant, layout.number, pieces, state_.NowNs());
 }
 
-void StoreImpl::DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout,
-                                      PromptMatch* match) {
-  if (!admission_.Decides(tenant.number, layout.number)) return;
+double StoreImpl::DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout,
+                                        PromptMatch* match) {
+  if (!admission_.Decides(tenant.number, layout.number))
+    return std::numeric_limits<double>::infinity();
   const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, match->spans);
-  if (verdict.declined == 0) return;
+  const double spare_s =
+      (verdict.prefill_s - verdict.declined_prefill_s) - (verdict.load_s - verdict.declined_load_s);
+  if (verdict.declined == 0) return spare_s;
   ++state_.counters.restores_declined;
   state_.counters.declined_tokens += verdict.declined;
   ClipMatch(verdict.tokens, match);
   match->stop_reason = fmt::format(
       "declined: loading the next {} tokens would take {}, prefilling them {}", verdict.declined,
       Milliseconds(verdict.declined_load_s), Milliseconds(verdict.declined_prefill_s));
+  return spare_s;
 }
 
 void StoreImpl::Predict(const LayoutInfo& layout, const Admission::Verdict& verdict,
@@ -68,6 +73,13 @@ void StoreImpl::Predict(const LayoutInfo& layout, const Admission::Verdict& verd
   if (out->disk_bytes > 0 && admission_.DiskRate(layout.number) == 0) {
     out->notes.push_back(
         "the disk's bandwidth has not been measured yet: the time is for the copy alone");
+  }
+  const uint64_t capacity = state_.placement.host().capacity_bytes;
+  if (out->host_bytes + out->disk_bytes > capacity) {
+    out->notes.push_back(fmt::format(
+        "all of it together needs {} bytes of the host tier, which has {}: a restore brings the "
+        "leading part that fits",
+        out->host_bytes + out->disk_bytes, capacity));
   }
   if (verdict.declined == 0) return;
   out->declined_tokens = verdict.declined;

@@ -225,8 +225,14 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<std::unique_ptr<RestoreTicket>> BeginRestore(
       const RestoreRequest& request) override {
     const absl::Time deadline = After(request.deadline);
-    TK_ASSIGN_OR_RETURN(auto operation, store_->BeginRestore(tenant_, request));
-    return std::make_unique<EmbeddedRestore>(std::move(operation), deadline);
+    using Result = absl::StatusOr<std::unique_ptr<RestoreOperation>>;
+    auto result = std::make_shared<Waitable<Result>>();
+    store_->BeginRestore(tenant_, request, [result](Result done) { result->Set(std::move(done)); },
+                         {});
+    auto done = result->Wait(absl::InfiniteFuture());
+    TK_CHECK(done.has_value());
+    TK_RETURN_IF_ERROR(done->status());
+    return std::make_unique<EmbeddedRestore>(**std::move(done), deadline);
   }
   absl::StatusOr<SessionInfo> ForkSession(const ForkRequest& request) override {
     return store_->ForkSession(tenant_, request);
@@ -272,7 +278,7 @@ class EmbeddedStore : public KvStore {
   absl::StatusOr<VerifyReport> Verify(
       const VerifyRequest& request,
       const std::function<void(uint64_t, uint64_t)>& progress) override {
-    return store_->Verify(tenant_, request, progress);
+    return store_->Verify(tenant_, request, progress, {});
   }
   absl::StatusOr<StoreStatus> Status() override { return store_->GetStatus(); }
   absl::Status ReportGpuResidency(std::span<const GpuChunk> chunks) override {

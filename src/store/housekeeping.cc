@@ -1,4 +1,5 @@
-// The housekeeping thread: ends sessions, retries saves that wait for room, begins prefetches.
+// The housekeeping thread: ends sessions, retries restores and saves that wait for room, begins
+// prefetches.
 #include <memory>
 #include <utility>
 #include <vector>
@@ -21,12 +22,14 @@ void StoreImpl::Housekeep() {
   for (;;) {
     std::vector<WaitingSave> finished;
     std::vector<std::pair<WaitingSave, absl::Status>> cut;
+    std::vector<WaitingRestore> restores;
     std::vector<HostArena::Retired> retired;
     std::vector<std::shared_ptr<RestoreJob>> prefetches;
     {
       absl::MutexLock lock(&state_.mu);
       const auto wanted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu) {
-        return stop_ || (room_made_ && !waiting_saves_.empty()) || !state_.to_prefetch.empty();
+        const bool wait_for_room = !waiting_saves_.empty() || !waiting_restores_.empty();
+        return stop_ || (room_made_ && wait_for_room) || !state_.to_prefetch.empty();
       };
       state_.mu.AwaitWithTimeout(absl::Condition(&wanted), kHousekeepingInterval);
       room_made_ = false;
@@ -35,6 +38,7 @@ void StoreImpl::Housekeep() {
       retained_.Advance(state_.NowNs(), TellRetained());
       state_.Notify(Kind::kTick, kNoChunk);
       prefetches = StartPrefetches();
+      RetryWaitingRestores(&restores);
       RetryWaitingSaves(&finished);
       for (WaitingSave& waiting : finished) {
         absl::Status status;
@@ -43,10 +47,13 @@ void StoreImpl::Housekeep() {
         cut.emplace_back(std::move(waiting), status);
       }
       retired = state_.arena->TakeRetired();
-      if (stop_ && cut.empty()) return;
+      if (stop_ && cut.empty() && restores.empty()) return;
     }
     writer_->Wake();
     for (const auto& job : prefetches) RunPrefetch(job);
+    for (WaitingRestore& waiting : restores) {
+      FinishWaiting(std::move(waiting));
+    }
     for (auto& [waiting, status] : cut) {
       if (!status.ok()) waiting.task.reset();
       if (status.ok()) {

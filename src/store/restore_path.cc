@@ -15,10 +15,11 @@ using Kind = PlacementEvent::Kind;
 
 // ---- the path --------------------------------------------------------------------
 
-absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
-    TenantNumber tenant_number, const RestoreRequest& request) {
+void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& request,
+                             RestoreDone done, std::function<bool()> abandoned) {
   std::shared_ptr<RestoreJob> job;
-  {
+  bool waits = false;
+  const absl::Status begun = [&]() -> absl::Status {
     absl::MutexLock lock(&state_.mu);
     TK_RETURN_IF_ERROR(CheckOpen());
     TK_ASSIGN_OR_RETURN(const Tenant* tenant, TenantOf(tenant_number));
@@ -33,19 +34,23 @@ absl::StatusOr<std::unique_ptr<RestoreOperation>> StoreImpl::BeginRestore(
 
     job = std::make_shared<RestoreJob>(this, layout);
     job->begun_ns = state_.NowNs();
+    job->max_tokens = request.max_tokens;
+    job->prompt_tokens = request.prompt.token_count();
     PromptMatch match = MatchRequest(*tenant, *layout, request, &job->generation);
     ClipMatch(request.max_tokens, &match);
-    DeclineWhatDoesNotPay(*tenant, *layout, &match);
+    const double spare_s = DeclineWhatDoesNotPay(*tenant, *layout, &match);
     TakeSpans(match, job.get());
-    StartLoads(job);
+    waits = !PlaceLoads(job, std::min(request.deadline, absl::Seconds(spare_s)), &done, &abandoned);
     FulfilExpectations(tenant_number, request.session, request.prompt, request.layout);
-    CountRestore(request, *job);
-    NoteFinished(job.get());
     ++state_.open_tickets;
-  }
+    if (!waits) FinishBegin(job.get());
+    return absl::OkStatus();
+  }();
   writer_->Wake();
+  if (waits) return;  // RetryWaitingRestores goes on with it
+  if (!begun.ok()) return done(begun);
   PumpReads(job);
-  return std::make_unique<RestoreTask>(std::move(job));
+  done(std::make_unique<RestoreTask>(std::move(job)));
 }
 
 RestoreTask::~RestoreTask() {
@@ -173,27 +178,37 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
   state_.NotifyAll(Kind::kTouched, touched);
 }
 
-void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
-  bool room = true;
-  for (size_t i = 0; i < job->spans.size(); ++i) {
+// False: there is no room for the load of span next_span.
+bool StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
+  for (; job->next_span < job->spans.size(); ++job->next_span) {
+    const size_t i = job->next_span;
     RestoreJob::SpanState& span = job->span_states[i];
+    if (!span.host_pinned) Reexamine(job.get(), i);
     if (span.host_pinned) continue;
-    std::shared_ptr<ChunkLoad> load = room ? JoinOrStartLoad(span.chunk, job.get()) : nullptr;
+    if (job->spans[i].token_begin >= job->valid_tokens()) return true;
+    std::shared_ptr<ChunkLoad> load = JoinOrStartLoad(span.chunk, job.get());
+    if (load == nullptr) return false;
     state_.Notify(Kind::kDiskUnpinned, span.chunk);  // the load has a pin of its own
-    if (load == nullptr) {
-      if (room)
-        job->CutAt(job->spans[i].token_begin, "no room in the host tier to read it from disk");
-      room = false;
-      continue;
-    }
     span.load = load;
     job->slots[i].slot = load->target.slot;
     job->slots[i].memory = load->target.memory;
     load->waiters.push_back({job, i});
     job->ExpectLoad(*load);
   }
-  job->reads_disk = !job->own_loads.empty();
-  if (job->reads_disk) state_.Notify(Kind::kDiskReadsBegin, kNoChunk);
+  return true;
+}
+
+// The restore is what has a place now.
+void StoreImpl::FinishBegin(RestoreJob* job) {
+  if (job->next_span < job->spans.size()) {
+    job->CutAt(job->spans[job->next_span].token_begin, WhyNoRoom(*job));
+    for (size_t i = job->next_span; i < job->spans.size(); ++i) {
+      if (!job->span_states[i].host_pinned)
+        state_.Notify(Kind::kDiskUnpinned, job->span_states[i].chunk);
+    }
+  }
+  if (!job->own_loads.empty()) BeginDiskReads(job);
+  job->placed_ns = state_.NowNs();
   // Spans behind a cut are no part of the restore.
   for (size_t i = job->spans.size(); i-- > 0 && job->spans[i].token_begin >= job->valid_tokens();) {
     RestoreJob::SpanState& span = job->span_states[i];
@@ -203,16 +218,18 @@ void StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
     job->slots.pop_back();
     job->span_states.pop_back();
   }
+  job->next_span = job->spans.size();
+  CountRestore(*job);
+  NoteFinished(job);
 }
 
-void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& job) {
+void StoreImpl::CountRestore(const RestoreJob& job) {
   Counters& counters = state_.counters;
   ++counters.restores;
   counters.asked_tokens +=
-      std::min(request.max_tokens, std::max(request.prompt.token_count(), job.valid_tokens()));
+      std::min(job.max_tokens, std::max(job.prompt_tokens, job.valid_tokens()));
   if (job.spans.empty()) ++counters.restores_missed;
-  if (!job.spans.empty() && job.valid_tokens() < request.prompt.token_count())
-    ++counters.restores_partial;
+  if (!job.spans.empty() && job.valid_tokens() < job.prompt_tokens) ++counters.restores_partial;
   for (const RestoredSpan& span : job.spans) {
     counters.restored_tokens[static_cast<size_t>(span.tier)] += span.token_count;
     ++counters.restored_chunks[static_cast<size_t>(span.tier)];
@@ -220,7 +237,8 @@ void StoreImpl::CountRestore(const RestoreRequest& request, const RestoreJob& jo
 }
 
 void StoreImpl::NoteFinished(RestoreJob* job) {
-  if (job->finish_noted || !job->Progress().finished) return;
+  const bool begun = job->prefetch || job->next_span == job->spans.size();
+  if (!begun || job->finish_noted || !job->Progress().finished) return;
   job->finish_noted = true;
   EndDiskReads(job);
   if (job->prefetch) return;
@@ -228,6 +246,10 @@ void StoreImpl::NoteFinished(RestoreJob* job) {
 }
 
 // ---- release ---------------------------------------------------------------------
+
+void StoreImpl::BeginDiskReads(RestoreJob* job) {
+  if (!std::exchange(job->reads_disk, true)) state_.Notify(Kind::kDiskReadsBegin, kNoChunk);
+}
 
 void StoreImpl::EndDiskReads(RestoreJob* job) {
   if (std::exchange(job->reads_disk, false)) state_.Notify(Kind::kDiskReadsEnd, kNoChunk);

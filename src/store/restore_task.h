@@ -70,6 +70,12 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   std::vector<RestoredSpan> spans;  // constant once the operation is out
   std::vector<ChunkSlot> slots;
   int64_t begun_ns = 0;
+  int64_t placed_ns = 0;       // when every span had its place in the host tier
+  uint64_t max_tokens = 0;     // of the request, as prompt_tokens
+  uint64_t prompt_tokens = 0;  // 0: by session alone
+  // Spans from here on are pinned where they lie and have neither host pin nor load of this
+  // restore (StartLoads).
+  size_t next_span = 0;
 
   struct SpanState {
     ChunkIndex chunk = kNoChunk;

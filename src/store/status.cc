@@ -52,6 +52,8 @@ void AddCounters(const Counters& c, Counts* out) {
                c.restores_partial);
   out->Counter("restores_cut_late_total", "", "Restores cut short by a deadline",
                c.restores_cut_late);
+  out->Counter("restores_waited_total", "", "Restores that waited for room in the host tier",
+               c.restores_waited);
   out->Counter("restores_declined_total", "",
                "Restores of which prefilling takes less time, in part or whole",
                c.restores_declined);
@@ -189,6 +191,7 @@ StoreStatus StoreImpl::GetStatus() {
                static_cast<double>(status.open_tickets));
   counts.Gauge("waiting_saves", "", "Saves waiting for room",
                static_cast<double>(waiting_saves_.size()));
+  counts.Gauge("waiting_restores", "", "As waiting_saves", 1.0 * waiting_restores_.size());
   return status;
 }
 

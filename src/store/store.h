@@ -106,9 +106,22 @@ class Store {
       TenantNumber tenant, const ImportRequest& request,
       std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) = 0;
   // May read one block from disk when the context leaves a stored one inside a chunk
-  // that is only there. A miss is an operation without spans.
-  virtual absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
-      TenantNumber tenant, const RestoreRequest& request) = 0;
+  // that is only there. A miss is an operation without spans. Where only writes to disk that are
+  // under way make room for what is to be read, `done` is called when they have, or at the
+  // request's deadline with what has room by then; never does it wait for another ticket. While it
+  // waits, `abandoned` (may be null; called under the store's lock) is asked now and then whether
+  // anybody still wants it.
+  using RestoreDone = std::function<void(absl::StatusOr<std::unique_ptr<RestoreOperation>>)>;
+  virtual void BeginRestore(TenantNumber tenant, const RestoreRequest& request, RestoreDone done,
+                            std::function<bool()> abandoned) = 0;
+
+  // As KvStore::Verify. It ends with Unavailable soon after `cancelled` (may be null; asked between
+  // two chunks, on the calling thread) says so, or the store closes; what a repair has dropped by
+  // then stays dropped.
+  virtual absl::StatusOr<VerifyReport> Verify(
+      TenantNumber tenant, const VerifyRequest& request,
+      const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress,
+      const std::function<bool()>& cancelled) = 0;
 
   // Where an engine's process reports its page pool; must be destroyed before the store. `name`
   // and `pid` are what Explain shows.

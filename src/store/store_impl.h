@@ -4,14 +4,15 @@
 //   save_path.cc     a save from plan to commit
 //   import_path.cc   the same for the chunks of a session file
 //   restore_path.cc  a restore from match to last layer (mirror image of save_path.cc)
+//   room_wait.cc     restores that wait for room in the host tier
 //   chunk_load.cc    the loads from disk that restores share
 //   hint_path.cc     what the engine tells of the future; decline.cc: and of its speed
 //   prefetch_path.cc loads that nobody waits for yet
 //   session_ops.cc   fork, truncate, rename, drop, pin, time to live, list, show
-//   explain.cc       explain and tree
-//   verify.cc        online check of every byte
+//   explain.cc       explain and tree; verify.cc: online check of every byte
 //   status.cc        numbers; activity.cc: queue, windows and last decisions
 //   load.cc          reopening: from the index to the catalog
+// Size: one class is declared in one place.
 #pragma once
 
 #include <deque>
@@ -53,6 +54,9 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::Status Close(absl::Duration deadline) override;
   absl::StatusOr<TenantNumber> OpenTenant(const std::string& name) override;
   absl::StatusOr<std::unique_ptr<KvStore>> ForTenant(const std::string& name) override;
+  absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
+                                      const std::function<void(uint64_t, uint64_t)>& progress,
+                                      const std::function<bool()>& cancelled) override;
   std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
                                            int64_t pid) override {
     return gpu_.Open(tenant, std::move(name), pid);
@@ -62,8 +66,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   void BeginImport(
       TenantNumber tenant, const ImportRequest& request,
       std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)> done) override;
-  absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
-      TenantNumber tenant, const RestoreRequest& request) override;
+  void BeginRestore(TenantNumber tenant, const RestoreRequest& request, RestoreDone done,
+                    std::function<bool()> abandoned) override;
   absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override;
   void ObserveReleasedSegments(std::function<void(uint32_t segment)> observer) override;
   StoreStatus GetStatus() override;
@@ -88,8 +92,6 @@ class StoreImpl final : public Store, private SegmentObserver {
   HintReply Hint(TenantNumber tenant, const HintRequest& request);
   absl::StatusOr<Explanation> Explain(TenantNumber tenant, const ExplainRequest& request);
   absl::StatusOr<std::vector<TreeNode>> Tree(TenantNumber tenant, const TreeRequest& request);
-  absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
-                                      const std::function<void(uint64_t, uint64_t)>& progress);
 
  private:
   friend class SaveTask;
@@ -103,6 +105,13 @@ class StoreImpl final : public Store, private SegmentObserver {
     std::unique_ptr<SaveTask> task;
     int64_t deadline_ns = 0;
     SaveDone done;
+  };
+
+  struct WaitingRestore {
+    std::shared_ptr<RestoreJob> job;  // shared with the loads that it has
+    int64_t deadline_ns = 0;
+    RestoreDone done;
+    std::function<bool()> abandoned;
   };
 
   StoreImpl(StoreOptions options, Placement placement);
@@ -144,7 +153,9 @@ class StoreImpl final : public Store, private SegmentObserver {
   void Touch(Session* session, uint64_t* generation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   static void ClipMatch(uint64_t max_tokens, PromptMatch* match);
   // Cuts the match to what pays (decline.cc).
-  void DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout, PromptMatch* match)
+  // Returns by how many seconds what is left is predicted to beat prefilling it; infinity when the
+  // engine has not said its speed.
+  double DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout, PromptMatch* match)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   Admission::Verdict JudgeSpans(uint16_t tenant, const LayoutInfo& layout,
                                 const std::vector<Span>& spans)
@@ -152,11 +163,24 @@ class StoreImpl final : public Store, private SegmentObserver {
   HintAnswer SetSpeed(TenantNumber tenant, const EngineSpeed& speed) ABSL_LOCKS_EXCLUDED(state_.mu);
   void TakeSpans(const PromptMatch& match, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
-  void CountRestore(const RestoreRequest& request, const RestoreJob& job)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  bool StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void FinishBegin(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void CountRestore(const RestoreJob& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void NoteFinished(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void ReleaseJob(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+
+  // Restores that wait for room (room_wait.cc).
+  // Starts the loads of what is only on disk. False: it waits for room, at most so long, and has
+  // taken `done` and `abandoned`.
+  bool PlaceLoads(const std::shared_ptr<RestoreJob>& job, absl::Duration longest, RestoreDone* done,
+                  std::function<bool()>* abandoned) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  bool RoomIsComingFor(const RestoreJob& job) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void MakeRoomFor(const RestoreJob& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void Reexamine(RestoreJob* job, size_t span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  std::string WhyNoRoom(const RestoreJob& job) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void RetryWaitingRestores(std::vector<WaitingRestore>* finished)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void FinishWaiting(WaitingRestore waiting) ABSL_LOCKS_EXCLUDED(state_.mu);
 
   // Loads (chunk_load.cc).
   // Null when there is no room for it, or when it cannot be joined any more.
@@ -164,6 +188,7 @@ class StoreImpl final : public Store, private SegmentObserver {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   std::shared_ptr<ChunkLoad> StartLoad(ChunkIndex chunk, SlotRef slot, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void BeginDiskReads(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void EndDiskReads(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   // Takes up what the placement wants prefetched; each job is to be run without the lock.
   std::vector<std::shared_ptr<RestoreJob>> StartPrefetches()
@@ -289,6 +314,8 @@ class StoreImpl final : public Store, private SegmentObserver {
   Expectations expectations_ ABSL_GUARDED_BY(state_.mu);
   Expectations retained_ ABSL_GUARDED_BY(state_.mu);  // by minus the priority
   std::deque<WaitingSave> waiting_saves_ ABSL_GUARDED_BY(state_.mu);
+  // The first takes the room that is made; the others hold what they had when they began to wait.
+  std::deque<WaitingRestore> waiting_restores_ ABSL_GUARDED_BY(state_.mu);
   bool room_made_ ABSL_GUARDED_BY(state_.mu) = false;
   bool stop_ ABSL_GUARDED_BY(state_.mu) = false;
   bool closed_ ABSL_GUARDED_BY(state_.mu) = false;

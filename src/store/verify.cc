@@ -121,21 +121,29 @@ void StoreImpl::VerifyChunk(ChunkIndex chunk, bool repair, AlignedBuffer* buffer
 
 absl::StatusOr<VerifyReport> StoreImpl::Verify(
     TenantNumber tenant, const VerifyRequest& request,
-    const std::function<void(uint64_t, uint64_t)>& progress) {
+    const std::function<void(uint64_t, uint64_t)>& progress,
+    const std::function<bool()>& cancelled) {
   uint64_t total_bytes = 0;
   TK_ASSIGN_OR_RETURN(const std::vector<ChunkIndex> chunks,
                       ChunksToVerify(tenant, request, &total_bytes));
   VerifyReport report;
   AlignedBuffer buffer;
+  absl::Status status;
   for (const ChunkIndex chunk : chunks) {
-    VerifyChunk(chunk, request.repair, &buffer, &report);
+    if (status.ok() && cancelled && cancelled()) {
+      status =
+          Unavailable("verify: given up after {} of {} bytes", report.bytes_checked, total_bytes);
+    }
+    if (status.ok()) VerifyChunk(chunk, request.repair, &buffer, &report);
     {
       absl::MutexLock lock(&state_.mu);
       state_.DropOperationRef(chunk);
+      if (status.ok()) status = CheckOpen();
     }
-    if (progress) progress(report.bytes_checked, total_bytes);
+    if (status.ok() && progress) progress(report.bytes_checked, total_bytes);
   }
   writer_->Wake();
+  TK_RETURN_IF_ERROR(status);
   return report;
 }
 

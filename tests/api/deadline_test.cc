@@ -1,5 +1,7 @@
 // A store that does not answer: the daemon keeps the request's time, and a late result leaves
 // nothing behind.
+#include <atomic>
+
 #include <gtest/gtest.h>
 
 #include "api/raw_connection.h"
@@ -47,9 +49,9 @@ class HeldStore : public Store {
   void BeginImport(TenantNumber tenant, const ImportRequest& request, SaveDone done) override {
     store_.BeginImport(tenant, request, std::move(done));
   }
-  absl::StatusOr<std::unique_ptr<RestoreOperation>> BeginRestore(
-      TenantNumber tenant, const RestoreRequest& request) override {
-    return store_.BeginRestore(tenant, request);
+  void BeginRestore(TenantNumber tenant, const RestoreRequest& request, RestoreDone done,
+                    std::function<bool()> abandoned) override {
+    store_.BeginRestore(tenant, request, std::move(done), std::move(abandoned));
   }
   absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override {
     return store_.Segment(segment);
@@ -57,6 +59,18 @@ class HeldStore : public Store {
   void ObserveReleasedSegments(std::function<void(uint32_t)> observer) override {
     store_.ObserveReleasedSegments(std::move(observer));
   }
+  absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
+                                      const std::function<void(uint64_t, uint64_t)>& progress,
+                                      const std::function<bool()>& cancelled) override {
+    if (request.session.empty()) return store_.Verify(tenant, request, progress, cancelled);
+    // One that never ends by itself.
+    ++verifying;
+    while (!cancelled()) absl::SleepFor(absl::Milliseconds(1));
+    --verifying;
+    return Unavailable("given up");
+  }
+  std::atomic<int> verifying{0};
+
   std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
                                            int64_t pid) override {
     return store_.OpenGpuEngine(tenant, std::move(name), pid);
@@ -111,6 +125,46 @@ TEST(Deadline, IsKeptByTheDaemonAndTheLateResultIsDropped) {
   held.LetGo();
   EXPECT_TRUE(Eventually(
       [&] { return (*server)->counts().tickets == 0 && (*store)->GetStatus().open_tickets == 0; }));
+  server->reset();
+  ::rmdir(dir.c_str());
+}
+
+// A verify that nobody waits for any more, or not so long, is given up.
+TEST(Deadline, AVerifyEndsWithItsClientItsTimeAndTheDaemon) {
+  const std::string dir = [] {
+    std::string path = "/tmp/turnkeep-test-XXXXXX";
+    TK_CHECK(::mkdtemp(path.data()) != nullptr);
+    return path;
+  }();
+  auto store = Store::Open({.host_bytes = 16 * kMiB});
+  ASSERT_TRUE(store.ok()) << store.status();
+  HeldStore held(**store);
+  auto server = Server::Start(held, {.socket_path = dir + "/s"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  wire::VerifyRequest request;
+  request.set_session("endless");
+  const auto begin = [&](RawConnection& raw, uint64_t time_limit_us) {
+    ASSERT_TRUE(raw.Hello());
+    ASSERT_TRUE(
+        raw.SendFrame({.type = wire::VERIFY, .request_id = 1, .time_limit_us = time_limit_us},
+                      request.SerializeAsString()));
+    ASSERT_TRUE(Eventually([&] { return held.verifying == 1; }));
+  };
+  {
+    RawConnection gone(dir + "/s");
+    begin(gone, 0);
+  }
+  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
+  RawConnection late(dir + "/s");
+  begin(late, 300'000);
+  const absl::Status error = late.ReceiveError();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(error)) << error;
+  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
+  RawConnection stopped(dir + "/s");
+  begin(stopped, 0);
+  const absl::Status drained = (*server)->Drain(absl::Seconds(60));
+  EXPECT_TRUE(drained.ok()) << drained;
+  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
   server->reset();
   ::rmdir(dir.c_str());
 }

@@ -55,9 +55,13 @@ class Load : public ::testing::Test {
     return restored.ok() ? *restored : RestoreOutcome{};
   }
   std::unique_ptr<RestoreOperation> Begin(uint64_t i) {
-    auto begun =
-        opened_->store().BeginRestore(*opened_->store().OpenTenant("default"),
-                                      {.session = Name(i), .layout = pattern_.fingerprint()});
+    absl::StatusOr<std::unique_ptr<RestoreOperation>> begun = absl::UnknownError("it waits");
+    opened_->store().BeginRestore(*opened_->store().OpenTenant("default"),
+                                  {.session = Name(i), .layout = pattern_.fingerprint()},
+                                  [&begun](absl::StatusOr<std::unique_ptr<RestoreOperation>> done) {
+                                    begun = std::move(done);
+                                  },
+                                  {});
     EXPECT_TRUE(begun.ok()) << begun.status();
     return begun.ok() ? *std::move(begun) : nullptr;
   }

@@ -90,12 +90,6 @@ TEST_F(TiersTest, WhatLeavesTheHostTierComesBackFromDisk) {
     for (int i = 0; i < kSessions; ++i) {
       const KvContext context = ContextOf(i, 64 * 32);
       const RestoreOutcome restored = Restore(pattern, "s" + std::to_string(i), context);
-      // Without durability the host tier may be full of chunks that are not on disk yet: then
-      // the restore is a miss, and says so, while they are being written.
-      if (durability == Durability::kNone && restored.token_count < context.size()) {
-        EXPECT_THAT(restored.miss_reason, ::testing::HasSubstr("no room in the host tier"));
-        continue;
-      }
       EXPECT_EQ(restored.token_count, context.size()) << i << ": " << restored.miss_reason;
       from_disk += restored.disk_tokens;
     }
@@ -128,6 +122,11 @@ TEST_F(TiersTest, ASessionLargerThanTheHostTierIsStoredAndRestoredInParts) {
     EXPECT_NE(restored.miss_reason, "");
   }
   EXPECT_EQ(kv().StatSession("s")->restorable_tokens, context.size());
+  // And the user can know it before.
+  const auto explained = kv().Explain({.session = "s"});
+  ASSERT_TRUE(explained.ok()) << explained.status();
+  EXPECT_THAT(explained->notes,
+              ::testing::Contains(::testing::HasSubstr("leading part that fits")));
 }
 
 // What a commit calls durable is there after a restart, also when it pushed out its own beginning.
@@ -220,6 +219,27 @@ TEST_F(TiersTest, TheOldestGoWhenTheDiskTierIsFull) {
   ASSERT_FALSE(explained->parts.empty());
   EXPECT_TRUE(absl::StrContains(explained->parts[0].reason, "evicted"))
       << explained->parts[0].reason;
+}
+
+TEST_F(TiersTest, AVerifyIsGivenUpBetweenTwoChunks) {
+  Open(SmallStoreOptions(directory_.path() + "/data", &clock_));
+  const KvPattern pattern = Register(BlockLayout());
+  ASSERT_TRUE(Save(pattern, "s", ContextOf(1, 64 * 32)));
+  uint64_t checked = 0;
+  bool cancelled = false;
+  const auto progress = [&](uint64_t done, uint64_t total) {
+    EXPECT_LT(done, total);
+    checked = done;
+    cancelled = true;
+  };
+  Store& store = opened_->store();
+  const auto given_up = store.Verify(0, {}, progress, [&] { return cancelled; });
+  EXPECT_TRUE(absl::IsUnavailable(given_up.status())) << given_up.status();
+  EXPECT_GT(checked, 0u);
+  // Whether the store closes meanwhile.
+  const auto closed = store.Verify(
+      0, {}, [&](uint64_t, uint64_t) { (void)opened_->Close(); }, [] { return false; });
+  EXPECT_TRUE(absl::IsUnavailable(closed.status())) << closed.status();
 }
 
 TEST_F(TiersTest, TheWriteBudgetBoundsDemotion) {
