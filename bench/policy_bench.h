@@ -19,7 +19,7 @@ struct PolicyBenchOptions {
 struct PolicyRow {
   std::string policy;
   double bytes_per_chunk = 0;  // heap that the policy holds, with all chunks in the tier
-  // From the call to the chunk's leaving, of batches of a hundred.
+  // CPU time from the call to the chunk's leaving, of batches of a hundred.
   double decision_ns = 0;  // mean
   double decision_ns_p50 = 0;
   double decision_ns_p99 = 0;
