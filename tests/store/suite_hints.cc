@@ -143,40 +143,6 @@ TEST_P(KvStoreSuite, ExpectedTimesAreADistribution) {
   EXPECT_EQ(Outcome(kv(), item), "rejected");
 }
 
-TEST_P(KvStoreSuite, AUseIsDueAtItsMedianNotBeforeNowAndWithinAMonth) {
-  const KvPattern pattern = Register(TinyLayout());
-  for (uint64_t i = 0; i < 3; ++i) Save(pattern, std::string(1, "abc"[i]), ContextOf(i, 40));
-  HintItem times = Item(HintAction::kExpect, "a");
-  times.expected_times = {absl::InfiniteDuration(), absl::Seconds(5), absl::Seconds(40)};
-  HintItem never = Item(HintAction::kExpect, "b");
-  never.expected_in = absl::InfiniteDuration();
-  HintItem past = Item(HintAction::kExpect, "c");
-  past.expected_in = absl::Seconds(-5);
-  kv().Hint({.items = {times, never, past}});
-  const auto activity = kv().GetActivity({});
-  ASSERT_TRUE(activity.ok()) << activity.status();
-  ASSERT_EQ(activity->expected.size(), 3u);
-  EXPECT_EQ(activity->expected[0].target, "c");
-  EXPECT_EQ(activity->expected[0].due_in_s, 0);
-  EXPECT_EQ(activity->expected[1].target, "a");
-  EXPECT_EQ(activity->expected[1].due_in_s, 40);
-  EXPECT_EQ(activity->expected[2].due_in_s, 30 * 86400);
-}
-
-TEST_P(KvStoreSuite, WhatIsRetainedUnderAnotherNameIsNotDropped) {
-  const KvPattern pattern = Register(TinyLayout());
-  const KvContext context = ContextOf(1, 16 * 4);
-  Save(pattern, "s", context);
-  const HintItem retain{
-      .action = HintAction::kRetain,
-      .target = {.tokens = {context.tokens().begin(), context.tokens().begin() + 32},
-                 .layout = pattern.fingerprint()}};
-  EXPECT_EQ(Outcome(kv(), retain), "accepted");
-  const HintAnswer answer = One(kv(), Item(HintAction::kDropSoon, "s"));
-  EXPECT_EQ(answer.outcome, HintOutcome::kClipped);
-  EXPECT_THAT(answer.reason, HasSubstr("2 of 4 chunks stay for others"));
-}
-
 TEST_P(KvStoreSuite, WithoutADiskTierADemotionIsRejected) {
   if (Status().disk.capacity_bytes > 0) GTEST_SKIP() << "there is a disk tier";
   const KvPattern pattern = Register(TinyLayout());
