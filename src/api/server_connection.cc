@@ -261,6 +261,7 @@ void ServerConnection::RunCall(wire::Frame& frame) {
         return closed->load() || context.draining() || responder->expired();
       };
       result = RunVerify(context.store(), tenant.number, *kept, push, cancelled);
+      if (!result.ok() && responder->expired()) result = responder->Late();
     }
     gate->Post([responder, result = std::move(result)] {
       result.ok() ? responder->Reply(*result) : responder->Error(result.status());
@@ -361,8 +362,7 @@ void ServerConnection::ArmDeadlineTimer() {
     while (!self->deadlines_.empty() && self->deadlines_.begin()->first <= now) {
       const auto responder = self->deadlines_.begin()->second;
       self->deadlines_.erase(self->deadlines_.begin());
-      responder->Error(
-          DeadlineExceeded("{}: not done in time", wire::TypeName(responder->header().type)));
+      responder->Error(responder->Late());
       if (self->state_ == State::kClosed) return;
     }
     self->ArmDeadlineTimer();

@@ -43,6 +43,7 @@ class Responder {
   // Constant: any thread.
   const wire::FrameHeader& header() const { return header_; }
   bool expired() const { return Clock::now() >= deadline_; }
+  absl::Status Late() const;  // what is answered then
   Clock::time_point deadline() const { return deadline_; }
 
   // Server's thread. Only the first answer goes out.

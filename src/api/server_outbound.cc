@@ -65,6 +65,10 @@ void Responder::Error(const absl::Status& status) {
                    error.SerializeAsString());
 }
 
+absl::Status Responder::Late() const {
+  return DeadlineExceeded("{}: not done in time", wire::TypeName(header_.type));
+}
+
 void Responder::Push(wire::MessageType type, std::string_view payload) {
   if (answered_) return;
   if (const auto connection = connection_.lock()) {
