@@ -20,6 +20,7 @@
 #include "core/check.h"
 #include "core/status.h"
 #include "disk_tier/data_directory.h"
+#include "disk_tier/manifest_seal.h"
 #include "disk_tier/rocks_loader.h"
 #include "disk_tier/rocks_options.h"
 
@@ -52,7 +53,9 @@ class RocksIndexImpl : public Index {
     if (!exists && (!options_.create || options_.read_only)) {
       return NotFound("index {}: there is none", options_.directory);
     }
+    TK_RETURN_IF_ERROR(CheckManifest(options_.directory));
     TK_RETURN_IF_ERROR(OpenDb(!exists));
+    if (!options_.read_only) SealManifest(options_.directory);
     TK_RETURN_IF_ERROR(exists ? CheckMeta() : WriteFirstMeta());
     if (!options_.read_only) thread_ = std::thread([this] { Run(); });
     return absl::OkStatus();
@@ -69,6 +72,7 @@ class RocksIndexImpl : public Index {
     if (db_ == nullptr) return;
     for (rocksdb::ColumnFamilyHandle* handle : families_) db_->DestroyColumnFamilyHandle(handle);
     db_->Close();
+    if (!options_.read_only) SealManifest(options_.directory);
   }
 
   bool FoundCleanShutdown() const override { return found_clean_; }

@@ -1,0 +1,54 @@
+#include "disk_tier/manifest_seal.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
+#include "core/status.h"
+
+namespace turnkeep {
+
+namespace {
+
+std::string SealPath(const std::string& index_directory) { return index_directory + ".seal"; }
+
+// The file that CURRENT names, "" when there is none.
+std::string ManifestName(const std::string& index_directory) {
+  std::string name;
+  std::getline(std::ifstream(index_directory + "/CURRENT"), name);
+  return name;
+}
+
+}  // namespace
+
+absl::Status CheckManifest(const std::string& index_directory) {
+  std::string name;
+  uint64_t bytes = 0;
+  if (!(std::ifstream(SealPath(index_directory)) >> name >> bytes)) return absl::OkStatus();
+  if (name != ManifestName(index_directory)) return absl::OkStatus();
+  std::error_code error;
+  const uint64_t now = std::filesystem::file_size(index_directory + "/" + name, error);
+  if (error || now >= bytes) return absl::OkStatus();  // one that is not there RocksDB reports
+  return DataLoss(
+      "open index {}: {} has {} bytes and had {}: its end is lost, and with it what the index "
+      "knew; "
+      "put the whole file back, or move the data directory away to begin anew",
+      index_directory, name, now, bytes);
+}
+
+void SealManifest(const std::string& index_directory) {
+  const std::string name = ManifestName(index_directory);
+  std::error_code error;
+  const uint64_t bytes = std::filesystem::file_size(index_directory + "/" + name, error);
+  if (name.empty() || error) return;
+  const std::string path = SealPath(index_directory);
+  {
+    std::ofstream out(path + ".new");
+    out << name << " " << bytes << "\n";
+    if (!out.flush()) return;
+  }
+  std::filesystem::rename(path + ".new", path, error);
+}
+
+}  // namespace turnkeep
