@@ -11,9 +11,10 @@ namespace turnkeep {
 
 namespace {
 
-// Children looked at for one that begins like the prompt and then departs from it, and
-// how many of those have their headers compared.
-constexpr int kMaxSiblingsSeen = 256;
+// Children looked at, the newest first, for one that begins like the prompt and then departs from
+// it, and how many of those have their headers compared. Each is a miss of the caches in a large
+// store, and what is gained is less than a chunk.
+constexpr int kMaxSiblingsSeen = 64;
 constexpr int kMaxSiblingsCompared = 16;
 
 }  // namespace
