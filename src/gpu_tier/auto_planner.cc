@@ -119,7 +119,7 @@ class AutoPlanner final : public AttentionPlanner {
       const bool unit = alone || ReadOnce(forest, node, queries_[index], tokens);
       if (tokens > 0 && (unit || !node.sequences.empty()))
         decisions_.push_back({index, pieces, tokens, unit});
-      const auto add = [&](uint64_t queries, bool partial) {
+      const auto add = [&, tokens = tokens](uint64_t queries, bool partial) {
         if (tokens == 0) return;
         cost += model_.Unit(tokens, queries);
         if (partial) cost += model_.Partials(queries);
