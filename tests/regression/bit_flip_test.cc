@@ -88,6 +88,16 @@ TEST(BitFlips, OneAMebibyteMakesMissesAndNeverWrongBytes) {
     }
     EXPECT_GT(whole, 0);
     EXPECT_GT(cut, 0);
+    // Found on the way from the disk, before an engine could look at it in host memory.
+    const auto status = (*opened)->kv().Status();
+    ASSERT_TRUE(status.ok()) << status.status();
+    int tiers = 0;
+    for (const auto& count : status->counts) {
+      if (count.name.find("digest_failures") == std::string::npos) continue;
+      ++tiers;
+      EXPECT_EQ(count.value > 0, count.labels == "tier=\"disk\"") << count.labels << count.value;
+    }
+    EXPECT_EQ(tiers, 2);
     const auto report = (*opened)->kv().Verify({.repair = true}, {});
     ASSERT_TRUE(report.ok()) << report.status();
     const auto again = (*opened)->kv().Verify({}, {});
