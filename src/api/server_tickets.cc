@@ -109,6 +109,23 @@ absl::Status ConnectionTickets::CheckNewTicket(uint64_t ticket) const {
   return absl::OkStatus();
 }
 
+template <typename Result>
+std::function<void(Result)> ConnectionTickets::Begun(uint64_t ticket,
+                                                     std::shared_ptr<Responder> responder,
+                                                     Finish<Result> finish) {
+  return [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
+          responder = std::move(responder), finish](Result result) {
+    const auto answer = [self, ticket, responder, finish](Result begun) {
+      if (const auto connection = self.lock()) {
+        (connection->tickets().*finish)(ticket, responder, std::move(begun));
+      }
+    };
+    // Most begin at once, inside the call: answered without another turn of the loop.
+    if (gate->OnServerThread()) return answer(std::move(result));
+    gate->Post([answer, result = std::move(result)]() mutable { answer(std::move(result)); });
+  };
+}
+
 // ---- save ------------------------------------------------------------------------
 
 absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
@@ -129,7 +146,7 @@ absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
   responder->ArmDeadline(responder);
   ServerContext& context = connection_.context();
   const TenantNumber tenant = connection_.tenant().number;
-  auto done = SaveBegun(ticket, responder);
+  auto done = Begun(ticket, responder, &ConnectionTickets::FinishBeginSave);
   if (job->request.prompt.token_count() <= kInlineTokens) {
     context.store().BeginSave(tenant, job->request, std::move(done));
     return absl::OkStatus();
@@ -160,27 +177,14 @@ absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
   ServerContext& context = connection_.context();
   auto work = [&store = context.store(), tenant = connection_.tenant().number,
                request = *std::move(request),
-               done = SaveBegun(ticket, responder)] { store.BeginImport(tenant, request, done); };
+               done = Begun(ticket, responder, &ConnectionTickets::FinishBeginSave)] {
+    store.BeginImport(tenant, request, done);
+  };
   if (!context.RunOnWorker(std::move(work))) {
     Forget(ticket);
     return ResourceExhausted("begin import: too many calls are waiting");
   }
   return absl::OkStatus();
-}
-
-std::function<void(ConnectionTickets::SaveResult)> ConnectionTickets::SaveBegun(
-    uint64_t ticket, std::shared_ptr<Responder> responder) {
-  return [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
-          responder = std::move(responder)](SaveResult result) {
-    const auto finish = [self, ticket, responder](SaveResult begun) {
-      if (const auto connection = self.lock()) {
-        connection->tickets().FinishBeginSave(ticket, responder, std::move(begun));
-      }
-    };
-    // Most saves begin at once, inside the call: answered without another turn of the loop.
-    if (gate->OnServerThread()) return finish(std::move(result));
-    gate->Post([finish, result = std::move(result)]() mutable { finish(std::move(result)); });
-  };
 }
 
 void ConnectionTickets::FinishBeginSave(uint64_t ticket,
@@ -281,7 +285,7 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   ++context.totals().tickets;
   const TenantNumber tenant = connection_.tenant().number;
   auto abandoned = [wanted = std::weak_ptr<const int>(restore.wanted)] { return wanted.expired(); };
-  auto done = RestoreBegun(ticket, responder);
+  auto done = Begun(ticket, responder, &ConnectionTickets::FinishBeginRestore);
   if (job->request.prompt.token_count() <= kInlineTokens) {
     context.store().BeginRestore(tenant, job->request, std::move(done), std::move(abandoned));
     if (!responder->answered()) responder->ArmDeadline(responder);
@@ -299,21 +303,6 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
     return ResourceExhausted("begin restore: too many calls are waiting");
   }
   return absl::OkStatus();
-}
-
-std::function<void(ConnectionTickets::RestoreResult)> ConnectionTickets::RestoreBegun(
-    uint64_t ticket, std::shared_ptr<Responder> responder) {
-  return [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
-          responder = std::move(responder)](RestoreResult result) {
-    const auto finish = [self, ticket, responder](RestoreResult begun) {
-      if (const auto connection = self.lock()) {
-        connection->tickets().FinishBeginRestore(ticket, responder, std::move(begun));
-      }
-    };
-    // Nearly all begin at once, inside the call.
-    if (gate->OnServerThread()) return finish(std::move(result));
-    gate->Post([finish, result = std::move(result)]() mutable { finish(std::move(result)); });
-  };
 }
 
 void ConnectionTickets::FinishBeginRestore(uint64_t ticket,

@@ -50,23 +50,27 @@ class ConnectionTickets {
   using SaveResult = absl::StatusOr<std::unique_ptr<SaveOperation>>;
   using RestoreResult = absl::StatusOr<std::unique_ptr<RestoreOperation>>;
 
+  template <typename Result>
+  using Finish = void (ConnectionTickets::*)(uint64_t ticket, const std::shared_ptr<Responder>&,
+                                             Result);
+
   std::shared_ptr<Responder> NewResponder(const wire::Frame& frame);
+  // What the store calls when a save or restore has begun, from any thread; `finish` runs on the
+  // server's.
+  template <typename Result>
+  std::function<void(Result)> Begun(uint64_t ticket, std::shared_ptr<Responder> responder,
+                                    Finish<Result> finish);
   // OK when a ticket of this number may begin.
   absl::Status CheckNewTicket(uint64_t ticket) const;
 
   absl::Status BeginSave(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
   absl::Status BeginImport(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
-  // What the store calls when the save has begun, from any thread.
-  std::function<void(SaveResult)> SaveBegun(uint64_t ticket, std::shared_ptr<Responder> responder);
   void FinishBeginSave(uint64_t ticket, const std::shared_ptr<Responder>& responder,
                        SaveResult result);
   absl::Status SendSavePlan(uint64_t ticket, const SaveOperation& operation, Responder& responder);
   absl::Status Commit(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
 
   absl::Status BeginRestore(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
-  // What the store calls when the restore has begun, from any thread.
-  std::function<void(RestoreResult)> RestoreBegun(uint64_t ticket,
-                                                  std::shared_ptr<Responder> responder);
   void FinishBeginRestore(uint64_t ticket, const std::shared_ptr<Responder>& responder,
                           RestoreResult result);
   absl::Status SendRestorePlan(uint64_t ticket, Restore& restore, Responder& responder);

@@ -20,9 +20,26 @@ std::string ManifestName(const std::string& index_directory) {
   return name;
 }
 
+bool HasRemains(const std::string& index_directory) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(index_directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("MANIFEST-") || name.ends_with(".sst") || name.ends_with(".log"))
+      return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 absl::Status CheckManifest(const std::string& index_directory) {
+  if (!std::filesystem::exists(index_directory + "/CURRENT") && HasRemains(index_directory)) {
+    return DataLoss(
+        "open index {}: CURRENT is missing, other files of an index are there; put CURRENT back "
+        "(one "
+        "line, the newest MANIFEST's name), or move the data directory away to begin anew",
+        index_directory);
+  }
   std::string name;
   uint64_t bytes = 0;
   if (!(std::ifstream(SealPath(index_directory)) >> name >> bytes)) return absl::OkStatus();

@@ -1,6 +1,6 @@
-// RocksDB takes a MANIFEST whose end was cut off for a whole one that is older: it opens without a
-// word and clears away the tables that the rest named. A file beside the index remembers how long
-// the MANIFEST was, since it only grows.
+// What RocksDB does not notice when it opens, and would answer by clearing away what is left of an
+// index. Without CURRENT it begins a new one. A MANIFEST whose end was cut off it takes for a whole
+// one that is older; a file beside the index remembers how long it was, since it only grows.
 //
 // Not thread-safe: for whoever has the index to itself, before RocksDB opens it and after.
 #pragma once
@@ -11,7 +11,8 @@
 
 namespace turnkeep {
 
-// DataLoss naming both lengths when the MANIFEST that CURRENT names is shorter than it was.
+// DataLoss when CURRENT is missing beside other files of an index, or when the MANIFEST that it
+// names is shorter than it was; the message has both lengths, or says what to do.
 absl::Status CheckManifest(const std::string& index_directory);
 
 // Remembers its present length. What fails is left: nothing is checked next time.

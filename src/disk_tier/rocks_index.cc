@@ -42,18 +42,10 @@ class RocksIndexImpl : public Index {
 
   absl::Status Open() {
     bool exists = std::filesystem::exists(options_.directory + "/CURRENT");
-    // RocksDB would begin anew beside what is left, and clear it away.
-    if (!exists && HasRemains()) {
-      return DataLoss(
-          "open index {}: CURRENT is missing, other files of an index are there; put CURRENT back "
-          "(one "
-          "line, the newest MANIFEST's name), or move the data directory away to begin anew",
-          options_.directory);
-    }
+    TK_RETURN_IF_ERROR(CheckManifest(options_.directory));
     if (!exists && (!options_.create || options_.read_only)) {
       return NotFound("index {}: there is none", options_.directory);
     }
-    TK_RETURN_IF_ERROR(CheckManifest(options_.directory));
     TK_RETURN_IF_ERROR(OpenDb(!exists));
     if (!options_.read_only) SealManifest(options_.directory);
     TK_RETURN_IF_ERROR(exists ? CheckMeta() : WriteFirstMeta());
@@ -129,16 +121,6 @@ class RocksIndexImpl : public Index {
     SyncMode sync;
     IndexDone done;
   };
-
-  bool HasRemains() const {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(options_.directory, error)) {
-      const std::string name = entry.path().filename().string();
-      if (name.starts_with("MANIFEST-") || name.ends_with(".sst") || name.ends_with(".log"))
-        return true;
-    }
-    return false;
-  }
 
   absl::Status OpenDb(bool create) {
     std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = IndexFamilyDescriptors();
