@@ -1,6 +1,7 @@
 // A store that does not answer: the daemon keeps the request's time, and a late result leaves
 // nothing behind.
 #include <atomic>
+#include <memory>
 
 #include <gtest/gtest.h>
 
@@ -9,6 +10,7 @@
 #include "testing/client_factory.h"
 #include "testing/kv_pattern.h"
 #include "testing/layouts.h"
+#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -91,24 +93,33 @@ class HeldStore : public Store {
   std::function<void()> held_ ABSL_GUARDED_BY(mutex_);
 };
 
-TEST(Deadline, IsKeptByTheDaemonAndTheLateResultIsDropped) {
-  const std::string dir = [] {
-    std::string path = "/tmp/turnkeep-test-XXXXXX";
-    TK_CHECK(::mkdtemp(path.data()) != nullptr);
-    return path;
-  }();
-  auto store = Store::Open({.host_bytes = 16 * kMiB});
-  ASSERT_TRUE(store.ok()) << store.status();
-  HeldStore held(**store);
-  auto server = Server::Start(held, {.socket_path = dir + "/s"});
-  ASSERT_TRUE(server.ok()) << server.status();
+class Deadline : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto store = Store::Open({.host_bytes = 16 * kMiB});
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+    held_ = std::make_unique<HeldStore>(*store_);
+    auto server = Server::Start(*held_, {.socket_path = socket()});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::string socket() const { return directory_.path() + "/s"; }
+
+  TemporaryDirectory directory_{"/tmp"};
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<HeldStore> held_;
+  std::unique_ptr<Server> server_;
+};
+
+TEST_F(Deadline, IsKeptByTheDaemonAndTheLateResultIsDropped) {
   Fingerprint layout;
   {
-    auto client = Client::Connect({.socket_path = dir + "/s"});
+    auto client = Client::Connect({.socket_path = socket()});
     ASSERT_TRUE(client.ok()) << client.status();
     layout = *(*client)->RegisterLayout(SmallLayout());
   }
-  RawConnection raw(dir + "/s");
+  RawConnection raw(socket());
   ASSERT_TRUE(raw.Hello());
   wire::BeginSaveRequest request;
   request.set_ticket(1);
@@ -122,25 +133,13 @@ TEST(Deadline, IsKeptByTheDaemonAndTheLateResultIsDropped) {
   const absl::Status error = raw.ReceiveError();
   EXPECT_TRUE(absl::IsDeadlineExceeded(error)) << error;
   EXPECT_GE(absl::Now() - start, absl::Milliseconds(100));
-  held.LetGo();
+  held_->LetGo();
   EXPECT_TRUE(Eventually(
-      [&] { return (*server)->counts().tickets == 0 && (*store)->GetStatus().open_tickets == 0; }));
-  server->reset();
-  ::rmdir(dir.c_str());
+      [&] { return server_->counts().tickets == 0 && store_->GetStatus().open_tickets == 0; }));
 }
 
 // A verify that nobody waits for any more, or not so long, is given up.
-TEST(Deadline, AVerifyEndsWithItsClientItsTimeAndTheDaemon) {
-  const std::string dir = [] {
-    std::string path = "/tmp/turnkeep-test-XXXXXX";
-    TK_CHECK(::mkdtemp(path.data()) != nullptr);
-    return path;
-  }();
-  auto store = Store::Open({.host_bytes = 16 * kMiB});
-  ASSERT_TRUE(store.ok()) << store.status();
-  HeldStore held(**store);
-  auto server = Server::Start(held, {.socket_path = dir + "/s"});
-  ASSERT_TRUE(server.ok()) << server.status();
+TEST_F(Deadline, AVerifyEndsWithItsClientItsTimeAndTheDaemon) {
   wire::VerifyRequest request;
   request.set_session("endless");
   const auto begin = [&](RawConnection& raw, uint64_t time_limit_us) {
@@ -148,25 +147,23 @@ TEST(Deadline, AVerifyEndsWithItsClientItsTimeAndTheDaemon) {
     ASSERT_TRUE(
         raw.SendFrame({.type = wire::VERIFY, .request_id = 1, .time_limit_us = time_limit_us},
                       request.SerializeAsString()));
-    ASSERT_TRUE(Eventually([&] { return held.verifying == 1; }));
+    ASSERT_TRUE(Eventually([&] { return held_->verifying == 1; }));
   };
   {
-    RawConnection gone(dir + "/s");
+    RawConnection gone(socket());
     begin(gone, 0);
   }
-  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
-  RawConnection late(dir + "/s");
+  EXPECT_TRUE(Eventually([&] { return held_->verifying == 0; }));
+  RawConnection late(socket());
   begin(late, 300'000);
   const absl::Status error = late.ReceiveError();
   EXPECT_TRUE(absl::IsDeadlineExceeded(error)) << error;
-  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
-  RawConnection stopped(dir + "/s");
+  EXPECT_TRUE(Eventually([&] { return held_->verifying == 0; }));
+  RawConnection stopped(socket());
   begin(stopped, 0);
-  const absl::Status drained = (*server)->Drain(absl::Seconds(60));
+  const absl::Status drained = server_->Drain(absl::Seconds(60));
   EXPECT_TRUE(drained.ok()) << drained;
-  EXPECT_TRUE(Eventually([&] { return held.verifying == 0; }));
-  server->reset();
-  ::rmdir(dir.c_str());
+  EXPECT_TRUE(Eventually([&] { return held_->verifying == 0; }));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "api/frame.h"
 #include "api/socket_connect.h"
 #include "api/wire_messages.h"
+#include "testing/eventually.h"
 
 namespace turnkeep::testing {
 
@@ -110,16 +111,5 @@ class RawConnection {
   UniqueFd fd_;
   wire::FrameReader reader_;
 };
-
-// Waits, at most 10 s, until `condition` holds.
-template <typename Condition>
-bool Eventually(Condition condition, absl::Duration limit = absl::Seconds(10)) {
-  const absl::Time end = absl::Now() + limit;
-  while (!condition()) {
-    if (absl::Now() > end) return false;
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  return true;
-}
 
 }  // namespace turnkeep::testing

@@ -14,6 +14,7 @@
 #include "core/status.h"
 #include "llama/kv_bridge.h"
 #include "regression/llama_testing.h"
+#include "testing/eventually.h"
 #include "testing/hooked_kv_store.h"
 #include "testing/temporary_directory.h"
 
@@ -27,20 +28,11 @@ using testing::LoadStories;
 using testing::RandomModel;
 using testing::RandomTokens;
 using testing::TestSeed;
+using turnkeep::testing::Eventually;
 using turnkeep::testing::HookedKvStore;
 using turnkeep::testing::TemporaryDirectory;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
-
-template <typename Predicate>
-bool Eventually(Predicate predicate) {
-  const absl::Time deadline = absl::Now() + kPatience;
-  while (!predicate()) {
-    if (absl::Now() > deadline) return false;
-    absl::SleepFor(absl::Milliseconds(2));
-  }
-  return true;
-}
 
 // turnkeepd with a directory of its own, and a client that stays through its deaths.
 class Daemon {
@@ -52,7 +44,7 @@ class Daemon {
                                    .start_disconnected = true});
     EXPECT_TRUE(client.ok()) << client.status();
     client_ = std::move(*client);
-    EXPECT_TRUE(Eventually([&] { return client_->connected(); }));
+    EXPECT_TRUE(Eventually([&] { return client_->connected(); }, kPatience));
   }
   ~Daemon() { KillProcess(); }
 
@@ -62,13 +54,14 @@ class Daemon {
   void Kill() {
     instance_ = client_->server_info().instance;
     KillProcess();
-    EXPECT_TRUE(Eventually([&] { return !client_->connected(); }));
+    EXPECT_TRUE(Eventually([&] { return !client_->connected(); }, kPatience));
   }
   // Returns when the client has found the new daemon.
   void Restart() {
     Start();
     EXPECT_TRUE(Eventually(
-        [&] { return client_->connected() && client_->server_info().instance != instance_; }));
+        [&] { return client_->connected() && client_->server_info().instance != instance_; },
+        kPatience));
   }
 
  private:
@@ -177,7 +170,7 @@ void KillAt(Moment moment, uint32_t layer, Daemon* daemon, HookedKvStore* store,
   };
   store->hooks.before_wait_layer = [=](uint32_t l) {
     if (l != layer) return absl::OkStatus();
-    EXPECT_TRUE(Eventually([&] { return *begun >= 2 && *finished >= layer; }));
+    EXPECT_TRUE(Eventually([&] { return *begun >= 2 && *finished >= layer; }, kPatience));
     return kill();
   };
 }

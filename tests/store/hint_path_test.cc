@@ -12,6 +12,7 @@
 
 #include "core/hint.h"
 #include "disk_tier/testing/fault_block_device.h"
+#include "testing/eventually.h"
 #include "testing/kv_pattern.h"
 #include "testing/opened_store.h"
 #include "testing/standard_layouts.h"
@@ -85,15 +86,6 @@ class HintPath : public ::testing::Test {
       if (count.name == name) sum += count.value;
     }
     return sum;
-  }
-  // Waits for threads of the store; false after ten seconds.
-  bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(10);
-    while (absl::Now() < deadline) {
-      if (condition()) return true;
-      absl::SleepFor(absl::Milliseconds(1));
-    }
-    return false;
   }
   bool Idle() {
     return Eventually([&] { return Count("prefetch_in_flight_bytes") == 0; });

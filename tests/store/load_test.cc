@@ -10,6 +10,7 @@
 
 #include "disk_tier/testing/fault_block_device.h"
 #include "store/operations.h"
+#include "testing/eventually.h"
 #include "testing/kv_pattern.h"
 #include "testing/opened_store.h"
 #include "testing/standard_layouts.h"
@@ -68,15 +69,6 @@ class Load : public ::testing::Test {
   void DelayReads() {
     device_->Inject(
         {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
-  }
-  // Waits for threads of the store; false after ten seconds.
-  bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(10);
-    while (absl::Now() < deadline) {
-      if (condition()) return true;
-      absl::SleepFor(absl::Milliseconds(1));
-    }
-    return false;
   }
   static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
   KvStore& kv() { return opened_->kv(); }

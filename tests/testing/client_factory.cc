@@ -1,24 +1,10 @@
 #include "testing/client_factory.h"
 
-#include <filesystem>
 #include <utility>
-
-#include <unistd.h>
 
 namespace turnkeep::testing {
 
-namespace {
-
-std::string MakeSocketDir() {
-  std::string path = "/tmp/turnkeep-test-XXXXXX";
-  TK_CHECK(::mkdtemp(path.data()) != nullptr);
-  return path;
-}
-
-}  // namespace
-
-DaemonHarness::DaemonHarness(HarnessOptions options)
-    : socket_dir_(MakeSocketDir()), options_(std::move(options)) {
+DaemonHarness::DaemonHarness(HarnessOptions options) : options_(std::move(options)) {
   ServerOptions& server = options_.server;
   server.socket_path = socket_path();
   if (options_.tcp) server.tcp_address = "127.0.0.1:0";
@@ -32,11 +18,7 @@ DaemonHarness::DaemonHarness(HarnessOptions options)
   Start();
 }
 
-DaemonHarness::~DaemonHarness() {
-  Die();
-  std::error_code ignored;
-  std::filesystem::remove_all(socket_dir_, ignored);
-}
+DaemonHarness::~DaemonHarness() { Die(); }
 
 void DaemonHarness::Start() {
   StoreOptions store_options{.host_bytes = options_.host_bytes,
@@ -69,8 +51,12 @@ void DaemonHarness::Stop() {
   store_.reset();
 }
 
-std::string DaemonHarness::socket_path() const { return socket_dir_ + "/turnkeep.sock"; }
-std::string DaemonHarness::admin_socket_path() const { return socket_dir_ + "/admin.sock"; }
+std::string DaemonHarness::socket_path() const {
+  return socket_directory_.path() + "/turnkeep.sock";
+}
+std::string DaemonHarness::admin_socket_path() const {
+  return socket_directory_.path() + "/admin.sock";
+}
 
 std::string DaemonHarness::TokenOf(const std::string& tenant) {
   return "a token of tenant " + tenant;

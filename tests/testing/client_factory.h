@@ -54,8 +54,7 @@ class DaemonHarness {
 
  private:
   TemporaryDirectory directory_;
-  // Sockets have paths of at most 107 bytes, which build directories may pass.
-  std::string socket_dir_;
+  TemporaryDirectory socket_directory_{"/tmp"};
   HarnessOptions options_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Server> server_;

@@ -14,9 +14,9 @@ class TemporaryDirectory {
  public:
   // Below $TMPDIR or, without one, the working directory (which is the build directory for
   // tests: a file system with direct I/O, where /tmp may be a tmpfs).
-  TemporaryDirectory() {
-    const char* base = std::getenv("TMPDIR");
-    path_ = std::string(base != nullptr ? base : ".") + "/turnkeep-test-XXXXXX";
+  TemporaryDirectory() : TemporaryDirectory(Base()) {}
+  // Below `base`: sockets have paths of at most 107 bytes, which build directories may pass.
+  explicit TemporaryDirectory(const std::string& base) : path_(base + "/turnkeep-test-XXXXXX") {
     TK_CHECK(::mkdtemp(path_.data()) != nullptr);
     path_ = std::filesystem::absolute(path_).string();
   }
@@ -30,6 +30,11 @@ class TemporaryDirectory {
   const std::string& path() const { return path_; }
 
  private:
+  static std::string Base() {
+    const char* base = std::getenv("TMPDIR");
+    return base != nullptr ? base : ".";
+  }
+
   std::string path_;
 };
 
