@@ -95,6 +95,17 @@ void StoreImpl::LeaveLoad(const std::shared_ptr<ChunkLoad>& load, RestoreJob* jo
   if (load->in_flight == 0) EndLoad(load);
 }
 
+void StoreImpl::KeepSlot(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span) {
+  load->keepers.push_back({job->shared_from_this(), span});
+  job->span_states[span].kept = load;
+}
+
+void StoreImpl::DropSlot(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span) {
+  std::erase_if(load->keepers,
+                [&](const ChunkLoad::Waiter& k) { return k.job.get() == job && k.span == span; });
+  if (load->keepers.empty() && load->ended) state_.ReleaseSlot(load->target.slot, load->slot_bytes);
+}
+
 void StoreImpl::EndLoad(const std::shared_ptr<ChunkLoad>& load) {
   TK_CHECK(load->in_flight == 0);
   if (const auto it = loads_.find(load->chunk); it == loads_.end() || it->second != load) return;
@@ -102,7 +113,8 @@ void StoreImpl::EndLoad(const std::shared_ptr<ChunkLoad>& load) {
   loads_.erase(load->chunk);
   state_.catalog[load->chunk].loading = false;
   state_.Notify(Kind::kDiskUnpinned, load->chunk);
-  state_.ReleaseSlot(load->target.slot, load->slot_bytes);
+  load->ended = true;
+  if (load->keepers.empty()) state_.ReleaseSlot(load->target.slot, load->slot_bytes);
   if (load->prefetch) state_.Notify(Kind::kPrefetchFailed, load->chunk);
   if (load->lost) state_.DropDamagedDisk(load->chunk, load->lost_reason);
   state_.DropOperationRef(load->chunk);
@@ -124,6 +136,13 @@ void StoreImpl::CompleteLoad(const std::shared_ptr<ChunkLoad>& load) {
     span.load.reset();
   }
   load->waiters.clear();
+  for (const ChunkLoad::Waiter& keeper : load->keepers) {
+    RestoreJob::SpanState& span = keeper.job->span_states[keeper.span];
+    state_.PinHost(load->chunk);
+    span.host_pinned = true;
+    span.kept.reset();
+  }
+  load->keepers.clear();
   state_.Notify(Kind::kHostUnpinned, load->chunk);
   state_.DropOperationRef(load->chunk);
 }

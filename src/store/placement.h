@@ -95,7 +95,8 @@ struct PlacementAction {
     kEvictHost,    // done at once
     kEvictDisk,    // done at once
     // Read `chunk` from disk into host memory. Its slot bytes are reserved already. Answer with
-    // kHostFilled, or with kHostUnreserved and then kPrefetchFailed.
+    // kHostFilled, or with kHostUnreserved and then kPrefetchFailed; the other way round when a
+    // restore that had joined still looks at the slot.
     kPrefetch,
     // Nobody is expected to use `chunk` any more, whose prefetch is running: it may be given
     // up, and is answered all the same.

@@ -213,6 +213,7 @@ void StoreImpl::FinishBegin(RestoreJob* job) {
   for (size_t i = job->spans.size(); i-- > 0 && job->spans[i].token_begin >= job->valid_tokens();) {
     RestoreJob::SpanState& span = job->span_states[i];
     if (span.host_pinned) state_.UnpinHost(span.chunk);
+    if (span.kept) DropSlot(span.kept, job, i);
     state_.DropOperationRef(span.chunk);
     job->spans.pop_back();
     job->slots.pop_back();
@@ -267,7 +268,9 @@ void StoreImpl::ReleaseJob(RestoreJob* job) {
   for (size_t i = 0; i < job->span_states.size(); ++i) {
     RestoreJob::SpanState& span = job->span_states[i];
     if (span.load) LeaveLoad(span.load, job, i);
+    if (span.kept) DropSlot(span.kept, job, i);
     span.load.reset();
+    span.kept.reset();
     state_.DropOperationRef(span.chunk);
   }
   job->span_states.clear();
@@ -290,9 +293,10 @@ void RestoreJob::CutAt(uint64_t token, const std::string& reason) {
   miss_reason_ = reason;
   for (size_t i = 0; i < span_states.size(); ++i) {
     if (spans[i].token_begin < token || !span_states[i].load) continue;
-    LoadAdvanced(span_states[i].load->layers_ready, static_cast<uint32_t>(pending_.size()));
-    store_->LeaveLoad(span_states[i].load, this, i);
-    span_states[i].load.reset();
+    const std::shared_ptr<ChunkLoad> load = std::move(span_states[i].load);
+    LoadAdvanced(load->layers_ready, static_cast<uint32_t>(pending_.size()));
+    if (load->layers_ready > 0 && !prefetch) store_->KeepSlot(load, this, i);
+    store_->LeaveLoad(load, this, i);
   }
 }
 

@@ -41,6 +41,10 @@ struct ChunkLoad {
 
   // Guarded by the store's lock.
   std::vector<Waiter> waiters;
+  // Spans that were cut after layers of theirs had arrived: their engines may still be copying
+  // those, so the slot is given back with the last of them (KeepSlot).
+  std::vector<Waiter> keepers;
+  bool ended = false;  // without completing
   uint32_t in_flight = 0;
   uint32_t layers_ready = 0;
   std::string failure;  // not empty: given up
@@ -81,6 +85,7 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
     ChunkIndex chunk = kNoChunk;
     bool host_pinned = false;
     std::shared_ptr<ChunkLoad> load;
+    std::shared_ptr<ChunkLoad> kept;  // after a cut: only its slot is held
   };
   std::vector<SpanState> span_states;
   std::vector<std::shared_ptr<ChunkLoad>> own_loads;  // whose reads it submits
@@ -98,8 +103,9 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   void ExpectLoad(const ChunkLoad& load);
   // One of them got layers [from_layer, to_layer).
   void LoadAdvanced(uint32_t from_layer, uint32_t to_layer);
-  // The valid tokens end at `token`; loading spans from there on are let go. (Asserts the lock:
-  // the analysis cannot see that store_->state_.mu is the caller's.)
+  // The valid tokens end at `token`; loading spans from there on are let go, except for what the
+  // engine may be copying. (Asserts the lock: the analysis cannot see that store_->state_.mu is
+  // the caller's.)
   void CutAt(uint64_t token, const std::string& reason);
   RestoreProgress Progress() const;
   uint64_t valid_tokens() const { return valid_tokens_; }

@@ -198,6 +198,10 @@ class StoreImpl final : public Store, private SegmentObserver {
   void RunPrefetch(const std::shared_ptr<RestoreJob>& job) ABSL_LOCKS_EXCLUDED(state_.mu);
   void LeaveLoad(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void KeepSlot(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void DropSlot(const std::shared_ptr<ChunkLoad>& load, RestoreJob* job, size_t span)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void EndLoad(const std::shared_ptr<ChunkLoad>& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CompleteLoad(const std::shared_ptr<ChunkLoad>& load)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);

@@ -1,8 +1,12 @@
 // Loads from disk that go wrong on the way, end early, or are reported on too late.
+#include <algorithm>
+#include <fstream>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <absl/time/clock.h>
 #include <gmock/gmock.h>
@@ -94,6 +98,141 @@ TEST_F(Load, AReportOfDamageInWhatWasCutDropsNothing) {
   EXPECT_EQ(Restore(0).disk_tokens, kTokens);
   restore->ReportDamage(0, 0);
   EXPECT_EQ(Restore(0).disk_tokens, 0u) << "it is in host memory still";
+}
+
+// Sessions of two chunks, of two layers of half a MiB each: of each layer both chunks' pages are
+// read, in a read each.
+class LoadInTwoReads : public ::testing::Test {
+ protected:
+  static constexpr uint64_t kLoadTokens = 128;
+
+  static KvLayout TwoReads() {
+    KvLayout layout = BlockLayout("two-reads");
+    layout.layers.assign(2, LayerSpec::Full(4, 512, DType::kBFloat16));
+    return layout;
+  }
+
+  void SetUp() override {
+    StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
+    options.host_segment_bytes = 4 * kMiB;
+    options.extent_file_bytes = 16 * kMiB;
+    options.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
+      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
+      device_ = faulty.get();
+      return faulty;
+    };
+    for (const bool fill : {true, false}) {
+      opened_.reset();
+      auto opened = OpenedStore::Open(options);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      opened_ = *std::move(opened);
+      ASSERT_TRUE(kv().RegisterLayout(TwoReads()).ok());
+      if (!fill) break;
+      Save(0);
+      session_bytes_ = HostBytes();
+      ASSERT_TRUE(opened_->Close().ok());
+    }
+    ASSERT_EQ(HostBytes(), 0u);
+  }
+  void Save(uint64_t i) {
+    const KvContext context = ContextOf(i, kLoadTokens);
+    const auto saved =
+        SaveAll(kv(), pattern_, {.session = "s" + std::to_string(i), .context = &context});
+    ASSERT_TRUE(saved.ok()) << saved.status();
+  }
+  RestoreOutcome Restore(uint64_t i) {
+    const KvContext context = ContextOf(i, kLoadTokens);
+    const auto restored =
+        RestoreAndCheck(kv(), pattern_, {.session = "s" + std::to_string(i), .context = &context});
+    EXPECT_TRUE(restored.ok()) << restored.status();
+    return restored.ok() ? *restored : RestoreOutcome{};
+  }
+  std::unique_ptr<RestoreTicket> Begin() {
+    auto begun = kv().BeginRestore({.session = "s0", .layout = pattern_.fingerprint()});
+    EXPECT_TRUE(begun.ok()) << begun.status();
+    return begun.ok() ? *std::move(begun) : nullptr;
+  }
+  // A restore of s0 whose first layer is there, and whose second read is held up.
+  void BeginAndHoldTheSecondRead() {
+    device_->Inject({.at = device_->operation_count() + 2,
+                     .kind = FaultKind::kDelay,
+                     .for_good = true,
+                     .only = {DeviceOp::kRead}});
+    restore_ = Begin();
+    ASSERT_NE(restore_, nullptr);
+    ASSERT_EQ(*restore_->WaitLayer(0), kLoadTokens) << restore_->miss_reason();
+    page_ = restore_->Page(0, 0);
+    before_.assign(page_.begin(), page_.end());
+    device_->WaitForDelayed(2);
+  }
+  // Every slot ends with the last layer.
+  void FlipLastLayerOnDisk() {
+    std::fstream file(directory_.path() + "/data/extents/00000001.tkx",
+                      std::ios::binary | std::ios::in | std::ios::out);
+    const std::string junk(kBlockBytes, '\x5a');
+    for (int slot = 1; slot <= 2; ++slot) {
+      file.seekp(static_cast<std::streamoff>(slot * session_bytes_ / 2));
+      file.write(junk.data(), static_cast<std::streamsize>(junk.size()));
+    }
+    ASSERT_TRUE(file.flush().good());
+  }
+  // Whether what the engine copies from is still the page; others take what slots they can.
+  void ExpectPageKept(uint64_t host_bytes) {
+    EXPECT_EQ(HostBytes(), host_bytes);
+    for (uint64_t i = 1; i < 4; ++i) Save(i);
+    EXPECT_TRUE(std::equal(page_.begin(), page_.end(), before_.begin()));
+  }
+  uint64_t HostBytes() { return kv().Status()->host.used_bytes; }
+  KvStore& kv() { return opened_->kv(); }
+
+  TemporaryDirectory directory_;
+  ManualClock clock_;
+  const KvPattern pattern_{TwoReads()};
+  FaultBlockDevice* device_ = nullptr;
+  std::unique_ptr<OpenedStore> opened_;
+  std::unique_ptr<RestoreTicket> restore_;
+  std::span<const std::byte> page_;
+  std::vector<std::byte> before_;
+  uint64_t session_bytes_ = 0;
+};
+
+// An engine copies a page of layer 0 while its restore is cut at layer 1: by a read that failed
+// twice, or by the deadline.
+TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenItsLoadFails) {
+  BeginAndHoldTheSecondRead();
+  FlipLastLayerOnDisk();
+  device_->Release();
+  EXPECT_EQ(*restore_->WaitLayer(1), 0u);
+  EXPECT_EQ(Restore(0).token_count, 0u);
+  ExpectPageKept(session_bytes_);
+  const uint64_t with = HostBytes();
+  restore_.reset();
+  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
+}
+
+TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenItsLoadIsCutAtADeadline) {
+  BeginAndHoldTheSecondRead();
+  EXPECT_EQ(*restore_->WaitLayer(1, absl::ZeroDuration()), 0u);
+  device_->Release();
+  EXPECT_EQ(Restore(0).disk_tokens, kLoadTokens) << "read again, to another slot";
+  ExpectPageKept(2 * session_bytes_);
+  const uint64_t with = HostBytes();
+  restore_.reset();
+  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
+}
+
+TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenAnotherRestoreGoesOnWithItsLoad) {
+  BeginAndHoldTheSecondRead();
+  auto other = Begin();
+  EXPECT_EQ(*restore_->WaitLayer(1, absl::ZeroDuration()), 0u);
+  device_->Release();
+  EXPECT_EQ(*other->WaitLayer(1), kLoadTokens);
+  other.reset();
+  ASSERT_TRUE(kv().DropSession("s0").ok());
+  ExpectPageKept(session_bytes_);
+  const uint64_t with = HostBytes();
+  restore_.reset();
+  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
 }
 
 TEST_F(Load, AReportOfDamageInWhatIsStillReadDropsNothing) {
