@@ -15,8 +15,8 @@
 
 #include "bench_support.h"
 #include "core/status.h"
-#include "disk_tier/aligned_buffer.h"
 #include "disk_tier/block_device.h"
+#include "host_tier/shared_memory.h"
 #include "store/store.h"
 #include "store_bench.h"
 
@@ -30,6 +30,8 @@ constexpr uint32_t kDepth = 32;
 constexpr uint64_t kReadBytes = 512 * kKiB;
 constexpr uint64_t kSessionsInStream = 8;
 constexpr int kSavers = 4;
+// Rounds of restores, and of saves, that lie side by side on the disk.
+constexpr uint64_t kRotations = 3;
 // Rounds before the first that counts: files are made and their blocks written once.
 constexpr uint32_t kWarmRounds = 3;
 
@@ -78,7 +80,8 @@ double CopyAll(std::span<const std::byte> from, std::span<std::byte> to, uint64_
   return watch.Seconds();
 }
 
-// Raw transfers of `request_bytes` each at depth kDepth over one preallocated file.
+// Raw transfers of `request_bytes` each at depth kDepth over one preallocated file, which is as
+// large as what the store moves in kRotations rounds: below us there may be a cache.
 class RawDevice {
  public:
   static absl::StatusOr<std::unique_ptr<RawDevice>> Open(const std::string& directory,
@@ -86,25 +89,30 @@ class RawDevice {
     auto raw = std::unique_ptr<RawDevice>(new RawDevice);
     raw->bytes_ = RoundDown(bytes, request_bytes);
     raw->request_bytes_ = request_bytes;
-    // As large as what the store moves, so that neither side stays in the caches.
-    raw->buffer_ = AlignedBuffer(std::max(raw->bytes_, kDepth * request_bytes));
-    const auto random = RandomBytes(raw->buffer_.size());
-    std::memcpy(raw->buffer_.data(), random.data(), random.size());
+    // As large as what the store moves, so that neither side stays in the caches, and of the
+    // same kind of memory: what pages it has decides what a direct transfer costs.
+    TK_ASSIGN_OR_RETURN(
+        raw->buffer_,
+        SharedMemory::Create("raw-transfers", std::max(raw->bytes_, kDepth * request_bytes),
+                             PageSize::kNormal));
+    const auto random = RandomBytes(raw->buffer_.bytes());
+    std::memcpy(raw->buffer_.memory().data(), random.data(), random.size());
     TK_ASSIGN_OR_RETURN(raw->device_, OpenBestBlockDevice(directory, {.queue_depth = kDepth}));
-    raw->device_->RegisterMemory(raw->buffer_.span());
-    TK_RETURN_IF_ERROR(raw->device_->CreateFile(1, raw->bytes_));
-    TK_RETURN_IF_ERROR(raw->Run(IoOp::kWrite).status());
+    raw->device_->RegisterMemory(raw->buffer_.memory());
+    TK_RETURN_IF_ERROR(raw->device_->CreateFile(1, kRotations * raw->bytes_));
+    for (uint64_t i = 0; i < kRotations; ++i) TK_RETURN_IF_ERROR(raw->Run(IoOp::kWrite).status());
     return raw;
   }
   ~RawDevice() {
     if (device_ == nullptr) return;
-    device_->UnregisterMemory(buffer_.span());
+    device_->UnregisterMemory(buffer_.memory());
     (void)device_->DeleteFile(1);
   }
 
   // Bytes a second.
   absl::StatusOr<double> Run(IoOp op) {
     const Stopwatch watch;
+    const uint64_t base = run_count_++ % kRotations * bytes_;
     absl::Mutex mu;
     uint64_t next = 0;
     uint32_t running = 0;
@@ -118,19 +126,20 @@ class RawDevice {
         ++running;
       }
       std::vector<IoRequest> request;
-      request.push_back({.op = op,
-                         .file = 1,
-                         .offset = offset,
-                         .buffer = buffer_.span().subspan(offset % buffer_.size(), request_bytes_),
-                         .done = [&](const absl::Status& status, uint64_t) {
-                           {
-                             absl::MutexLock lock(&mu);
-                             if (!status.ok()) failure = status;
-                           }
-                           start();
-                           absl::MutexLock lock(&mu);
-                           --running;
-                         }});
+      request.push_back(
+          {.op = op,
+           .file = 1,
+           .offset = base + offset,
+           .buffer = buffer_.memory().subspan(offset % buffer_.bytes(), request_bytes_),
+           .done = [&](const absl::Status& status, uint64_t) {
+             {
+               absl::MutexLock lock(&mu);
+               if (!status.ok()) failure = status;
+             }
+             start();
+             absl::MutexLock lock(&mu);
+             --running;
+           }});
       if (const absl::Status status = device_->Submit(request); !status.ok()) {
         absl::MutexLock lock(&mu);
         failure = status;
@@ -148,9 +157,10 @@ class RawDevice {
  private:
   RawDevice() = default;
   std::unique_ptr<BlockDevice> device_;
-  AlignedBuffer buffer_;
+  SharedMemory buffer_;
   uint64_t bytes_ = 0;
   uint64_t request_bytes_ = 0;
+  uint64_t run_count_ = 0;
 };
 
 // Saves as an engine does, one after another: the next one's pages are filled while the
@@ -240,7 +250,7 @@ absl::StatusOr<BandwidthResult> MeasureBandwidth(const StoreBenchOptions& option
                                                      .io_depth = kDepth}));
   TK_ASSIGN_OR_RETURN(auto kv, store->ForTenant("bench"));
   TK_ASSIGN_OR_RETURN(const Fingerprint layout, kv->RegisterLayout(model));
-  constexpr uint32_t kSessions = 3;
+  constexpr uint32_t kSessions = kRotations;
   const auto name = [](uint32_t i) { return fmt::format("restored-{}", i % kSessions); };
   for (uint32_t i = 0; i < kSessions; ++i) {
     TK_RETURN_IF_ERROR(

@@ -20,6 +20,11 @@ constexpr uint64_t kMinSlotsPerSegment = 4;
 // low watermark empties.
 constexpr uint64_t kKeptEmptyDivisor = 8;
 
+std::string NormalPages() {
+  return fmt::format("4 KiB pages (transparent huge pages of shared memory: {})",
+                     TransparentHugePagesOfSharedMemory());
+}
+
 }  // namespace
 
 struct HostArena::Segment {
@@ -131,7 +136,7 @@ HostArena::HostArena(const Options& options)
       segment_bytes_option_(options.segment_bytes),
       observer_(options.observer),
       huge_pages_(options.huge_pages),
-      page_notice_(options.huge_pages ? "huge pages" : "4 KiB pages"),
+      page_notice_(options.huge_pages ? "huge pages" : NormalPages()),
       table_(std::make_unique<SegmentTable>()) {}
 
 HostArena::~HostArena() {
@@ -290,7 +295,7 @@ absl::StatusOr<SharedMemory> HostArena::CreateMemory(const ClassKey& key, uint64
     if (memory.ok()) return memory;
     // The pool is configured by hand and does not fill itself: do not ask again.
     huge_pages_ = false;
-    page_notice_ = fmt::format("4 KiB pages from here on: huge pages were asked for, but {}",
+    page_notice_ = fmt::format("{} from here on: huge pages were asked for, but {}", NormalPages(),
                                MessageOf(memory.status()));
   }
   return SharedMemory::Create(name, bytes, PageSize::kNormal);

@@ -151,8 +151,9 @@ class HostArena {
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t used_bytes(uint32_t tenant) const;
   ArenaUsage Usage() const;
-  // Which pages the segments have, for status: "4 KiB pages", "huge pages", or
-  // "4 KiB pages from here on: huge pages were asked for, but …".
+  // Which pages the segments have, for status: "huge pages" from the system's pool, or "4 KiB
+  // pages" with the kernel's setting that would make them transparent huge ones, and, where huge
+  // pages were asked for, why they are not.
   const std::string& page_notice() const { return page_notice_; }
 
  private:

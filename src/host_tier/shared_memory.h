@@ -19,12 +19,16 @@ inline constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
 
 enum class PageSize : uint8_t { kNormal, kHuge };
 
+// The kernel's setting for transparent huge pages of shared memory, as in `shmem_enabled`:
+// always, within_size, advise, never, deny, force; "unknown" where it cannot be read.
+std::string TransparentHugePagesOfSharedMemory();
+
 class SharedMemory {
  public:
   // New zeroed memory of `bytes`, a multiple of 4096 (of kHugePageBytes for kHuge). `name` is
   // for people (/proc/PID/maps). Pages are allocated when first touched, huge ones at
-  // once from the system's pool. ResourceExhausted when the system has no more memory, address
-  // space or descriptors.
+  // once from the system's pool. Normal ones are huge too where the kernel does that by itself.
+  // ResourceExhausted when the system has no more memory, address space or descriptors.
   static absl::StatusOr<SharedMemory> Create(const std::string& name, uint64_t bytes,
                                              PageSize page_size);
 

@@ -1,6 +1,8 @@
 #include "host_tier/arena.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <fstream>
 #include <map>
 #include <random>
 #include <thread>
@@ -183,6 +185,38 @@ TEST(HostArena, AClientThatMapsTheDescriptorSeesTheSameBytes) {
   const int unsealed = memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   ASSERT_EQ(ftruncate(unsealed, 4096), 0);
   EXPECT_THAT(MessageOf(SharedMemory::Map(unsealed, 4096).status()), HasSubstr("not sealed"));
+}
+
+// The flags of the mapping that holds `address`, as the kernel tells them.
+std::string MappingFlags(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0;
+    uintptr_t end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      inside = begin <= wanted && wanted < end;
+    } else if (inside && line.starts_with("VmFlags:")) {
+      return line + " ";
+    }
+  }
+  return "";
+}
+
+TEST(HostArena, AsksForTransparentHugePagesAndStaysOutOfCoreDumps) {
+  auto arena = OpenArena({.capacity_bytes = 64 * kMiB});
+  EXPECT_THAT(arena->page_notice(), HasSubstr("transparent huge pages of shared memory: "));
+  const SlotRef slot = *arena->Allocate(1, 4 * kKiB);
+  const SegmentInfo info = *arena->FindSegment(slot.segment);
+  auto mapped = SharedMemory::Map(dup(info.fd), info.memory.size());
+  ASSERT_TRUE(mapped.ok()) << MessageOf(mapped.status());
+  for (const void* address : {info.memory.data(), mapped->memory().data()}) {
+    EXPECT_THAT(MappingFlags(address), HasSubstr(" dd "));
+    if (TransparentHugePagesOfSharedMemory() != "unknown") {
+      EXPECT_THAT(MappingFlags(address), HasSubstr(" hg "));
+    }
+  }
 }
 
 TEST(HostArena, FallsBackFromHugePagesAndSaysSo) {
