@@ -414,6 +414,24 @@ TEST(ReplayPlot, IsOneSvgWithALineForEachSeries) {
   EXPECT_EQ(CumulativeLine("a", {3, 1, 2}, 2).points[1].first, 2.0);
 }
 
+// Who compares two charts of a file must not take one policy for another.
+TEST(ReplayPlot, TheSameNameHasTheSameLookInEveryChart) {
+  const Line lru{"lru", {{1, 0.1}, {10, 0.5}}};
+  const Line fifo{"fifo", {{1, 0.2}, {10, 0.4}}};
+  const auto svg = RenderSvg({{.title = "", .x_label = "", .y_label = "", .lines = {lru, fifo}},
+                              {.title = "", .x_label = "", .y_label = "", .lines = {fifo, lru}}});
+  std::vector<std::string> looks;
+  for (size_t at = svg.find("<polyline"); at != std::string::npos;
+       at = svg.find("<polyline", at + 1)) {
+    const size_t fill = svg.find(" fill", at);
+    looks.push_back(svg.substr(fill, svg.find('>', at) - fill));
+  }
+  ASSERT_EQ(looks.size(), 4u);
+  EXPECT_EQ(looks[0], looks[3]);
+  EXPECT_EQ(looks[1], looks[2]);
+  EXPECT_NE(looks[0], looks[1]);
+}
+
 TEST(ReplayModels, KvBytesAreThePapers) {
   const std::map<std::string, double> megabytes = {
       {"llama-13b", 0.78}, {"llama-65b", 2.5}, {"llama-70b", 0.31}, {"falcon-40b", 0.12}};

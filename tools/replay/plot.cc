@@ -14,6 +14,8 @@ constexpr double kLeft = 70, kRight = 190, kTop = 40, kBottom = 50;
 // Told apart also by those who do not see red and green (Okabe and Ito).
 constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                     "#e69f00", "#56b4e9", "#000000", "#999933"};
+// Of lines that lie on one another each shows in the gaps of those after it.
+constexpr const char* kDashes[] = {"", "12 3", "8 4", "5 5", "3 6", "10 3 2 3"};
 
 std::string Escape(const std::string& text) {
   std::string out;
@@ -84,7 +86,37 @@ std::string Text(double x, double y, const char* anchor, const std::string& text
                      Escape(text));
 }
 
-std::string Draw(const Chart& chart, double top) {
+// The same name has the same look in every chart.
+using Names = std::vector<std::string>;
+size_t PlaceOf(const std::string& name, Names* names) {
+  const auto at = std::find(names->begin(), names->end(), name);
+  const auto place = static_cast<size_t>(at - names->begin());
+  if (at == names->end()) names->push_back(name);
+  return place;
+}
+
+std::string StrokeOf(size_t place) {
+  const char* dashes = kDashes[place % std::size(kDashes)];
+  return fmt::format("fill=\"none\" stroke=\"{}\" stroke-width=\"2\"{}",
+                     kColours[place % std::size(kColours)],
+                     *dashes == 0 ? "" : fmt::format(" stroke-dasharray=\"{}\"", dashes));
+}
+
+// The points themselves, where they are few, and the line between them.
+std::string DrawLine(const std::vector<std::pair<double, double>>& points, size_t place) {
+  constexpr size_t kFewPoints = 24;
+  std::string out, joined;
+  for (const auto& [x, y] : points) {
+    joined += fmt::format("{:.1f},{:.1f} ", x, y);
+    if (points.size() <= kFewPoints) {
+      out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"/>\n", x, y,
+                         kColours[place % std::size(kColours)]);
+    }
+  }
+  return out + fmt::format("<polyline points=\"{}\" {}/>\n", joined, StrokeOf(place));
+}
+
+std::string Draw(const Chart& chart, double top, Names* names) {
   double x_low = std::numeric_limits<double>::max(), x_high = -x_low, y_high = -x_low;
   for (const Line& line : chart.lines) {
     for (const auto& [x, y] : line.points) {
@@ -105,6 +137,8 @@ std::string Draw(const Chart& chart, double top) {
   out += Text(kLeft + width / 2, top + kHeight - 10, "middle", chart.x_label);
   out += Text(8, top + 24, "start", chart.y_label);
   for (const double tick : Ticks(x_axis)) {
+    out += fmt::format("<path d=\"M{:.1f} {:.1f}v{:.1f}\" stroke=\"#ddd\"/>\n", at_x(tick),
+                       top + kTop, height);
     out += Text(at_x(tick), top + kHeight - 32, "middle", fmt::format("{:.6g}", tick));
   }
   for (const double tick : Ticks(y_axis)) {
@@ -113,17 +147,14 @@ std::string Draw(const Chart& chart, double top) {
                        width);
   }
   for (size_t i = 0; i < chart.lines.size(); ++i) {
-    const char* colour = kColours[i % std::size(kColours)];
-    std::string points;
-    for (const auto& [x, y] : chart.lines[i].points) {
-      points += fmt::format("{:.1f},{:.1f} ", at_x(x), at_y(y));
-    }
-    out += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
-                       points, colour);
+    const size_t place = PlaceOf(chart.lines[i].name, names);
+    std::vector<std::pair<double, double>> points;
+    for (const auto& [x, y] : chart.lines[i].points) points.emplace_back(at_x(x), at_y(y));
+    out += DrawLine(points, place);
     const double y = top + kTop + 14 + 18 * static_cast<double>(i);
-    out += fmt::format("<path d=\"M{:.1f} {:.1f}h18\" stroke=\"{}\" stroke-width=\"3\"/>\n",
-                       kWidth - kRight + 12, y - 4, colour);
-    out += Text(kWidth - kRight + 36, y, "start", chart.lines[i].name);
+    out += fmt::format("<path d=\"M{:.1f} {:.1f}h34\" {}/>\n", kWidth - kRight + 12, y - 4,
+                       StrokeOf(place));
+    out += Text(kWidth - kRight + 52, y, "start", chart.lines[i].name);
   }
   return out;
 }
@@ -132,12 +163,13 @@ std::string Draw(const Chart& chart, double top) {
 
 std::string RenderSvg(const std::vector<Chart>& charts) {
   std::string body;
+  Names names;
   double top = 0;
   for (const Chart& chart : charts) {
     const bool empty = std::all_of(chart.lines.begin(), chart.lines.end(),
                                    [](const Line& line) { return line.points.empty(); });
     if (empty) continue;
-    body += Draw(chart, top);
+    body += Draw(chart, top, &names);
     top += kHeight;
   }
   return fmt::format(

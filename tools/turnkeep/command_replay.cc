@@ -68,7 +68,7 @@ absl::Status WritePlot(const std::string& path, const std::vector<std::string>& 
              .y_label = "% of blocks",
              .log_x = true,
              .lines = {}};
-  Chart ttft{.title = "Time to first token",
+  Chart ttft{.title = "",
              .x_label = "seconds",
              .y_label = "share of requests",
              .log_x = true,
@@ -93,7 +93,9 @@ absl::Status WritePlot(const std::string& path, const std::vector<std::string>& 
     ttft.lines.push_back(
         replay::CumulativeLine(is_new || labels[i].empty() ? policy : labels[i], m.ttft_with));
   }
-  ttft.lines.push_back(replay::CumulativeLine("without", results.front().metrics.ttft_without));
+  ttft.title = fmt::format("Time to first token with {:.4g} GiB",
+                           static_cast<double>(bytes_of(results.back())) / double(kGiB));
+  ttft.lines.push_back(replay::CumulativeLine("no store", results.front().metrics.ttft_without));
   for (const auto& [policy, points] : by_policy) {
     hits.lines.push_back({policy, {points.begin(), points.end()}});
   }
