@@ -9,10 +9,7 @@
 
 #include "core/hint.h"
 #include "disk_tier/block_device.h"
-#include "testing/kv_pattern.h"
-#include "testing/opened_store.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
+#include "store/disk_sessions.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -55,30 +52,20 @@ class ThrottledDevice : public BlockDevice {
   const double* const rate_;
 };
 
-class Decline : public ::testing::Test {
+class Decline : public DiskSessions {
  protected:
-  // Sessions s0 … s9 on disk, none in host memory. Nothing is prefetched.
-  void SetUp() override {
-    options_ = SmallStoreOptions(directory_.path() + "/data", &clock_);
+  // Nothing is prefetched.
+  Decline() : DiskSessions(kTokens) {
     options_.prefetch_share = 0;
     options_.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
       return std::make_unique<ThrottledDevice>(std::move(device), &clock_, &rate_);
     };
-    for (const bool fill : {true, false}) {
-      opened_.reset();
-      auto opened = OpenedStore::Open(options_);
-      ASSERT_TRUE(opened.ok()) << opened.status();
-      opened_ = *std::move(opened);
-      ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
-      for (uint64_t i = 0; fill && i < 10; ++i) {
-        const KvContext context = ContextOf(i, kTokens);
-        ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = Name(i), .context = &context}).ok());
-      }
-      if (!fill) continue;
-      ASSERT_TRUE(opened_->Close().ok());
-    }
+  }
+  void SetUp() override {
+    OpenWithSessions(10);
     bytes_per_token_ = static_cast<double>(kv().Explain({.session = "s0"})->disk_bytes) / kTokens;
   }
+  void TearDown() override { opened_.reset(); }  // its device looks at rate_
   // The engine prefills as many tokens a second as the disk reads at `bytes_per_s`.
   void EngineKeepsUpWith(double bytes_per_s) {
     const HintReply reply =
@@ -87,30 +74,9 @@ class Decline : public ::testing::Test {
                                .copy_bytes_per_s = 1e15}}});
     ASSERT_EQ(reply.speeds[0].outcome, HintOutcome::kAccepted) << reply.speeds[0].reason;
   }
-  RestoreOutcome Restore(uint64_t i) {
-    const KvContext context = ContextOf(i, kTokens);
-    const auto restored =
-        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
-  }
-  double Count(const std::string& name) {
-    const auto status = kv().Status();
-    for (const NamedCount& count : status->counts) {
-      if (count.name == name) return count.value;
-    }
-    return -1;
-  }
-  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
-  KvStore& kv() { return opened_->kv(); }
 
-  TemporaryDirectory directory_;
-  ManualClock clock_;
   double rate_ = 1e6;  // bytes a second
-  const KvPattern pattern_{BlockLayout()};
-  StoreOptions options_;
   double bytes_per_token_ = 0;
-  std::unique_ptr<OpenedStore> opened_;
 };
 
 TEST_F(Decline, WithoutASpeedTheSlowestDiskIsRead) {

@@ -11,12 +11,8 @@
 #include <gtest/gtest.h>
 
 #include "core/hint.h"
-#include "disk_tier/testing/fault_block_device.h"
+#include "store/disk_sessions.h"
 #include "testing/eventually.h"
-#include "testing/kv_pattern.h"
-#include "testing/opened_store.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -26,45 +22,11 @@ using ::testing::HasSubstr;
 constexpr uint64_t kTokens = 192;  // three whole chunks
 constexpr uint64_t kSessions = 10;
 
-class HintPath : public ::testing::Test {
+class HintPath : public DiskSessions {
  protected:
-  HintPath() : options_(SmallStoreOptions(directory_.path() + "/data", &clock_)) {
-    options_.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
-      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
-      device_ = faulty.get();
-      return faulty;
-    };
-  }
+  HintPath() : DiskSessions(kTokens) {}
 
-  // Sessions s0 … s9, all on disk and none in host memory.
-  void OpenWithSessions() {
-    Reopen();
-    for (uint64_t i = 0; i < kSessions; ++i) Save(i);
-    session_bytes_ = kv().StatSession("s0")->disk_bytes;
-    ASSERT_GT(session_bytes_, 0u);
-    ASSERT_TRUE(opened_->Close().ok());
-    Reopen();
-    ASSERT_EQ(kv().Status()->host.used_bytes, 0u);
-  }
-  void Reopen() {
-    opened_.reset();
-    auto opened = OpenedStore::Open(options_);
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    opened_ = *std::move(opened);
-    ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
-  }
-  void Save(uint64_t i) {
-    const KvContext context = ContextOf(i, kTokens);
-    const auto saved = SaveAll(kv(), pattern_, {.session = Name(i), .context = &context});
-    ASSERT_TRUE(saved.ok()) << saved.status();
-  }
-  RestoreOutcome Restore(uint64_t i) {
-    const KvContext context = ContextOf(i, kTokens);
-    const auto restored =
-        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
-  }
+  void OpenWithSessions() { DiskSessions::OpenWithSessions(kSessions); }
   // The fetch window in sessions.
   void SetWindow(double sessions) {
     options_.prefetch_share = (sessions * static_cast<double>(session_bytes_) + 1) /
@@ -79,28 +41,11 @@ class HintPath : public ::testing::Test {
   }
   bool InHost(uint64_t i) { return kv().StatSession(Name(i))->host_bytes == session_bytes_; }
   bool Absent(uint64_t i) { return kv().StatSession(Name(i))->host_bytes == 0; }
-  double Count(const std::string& name) {
-    double sum = 0;
-    const auto status = kv().Status();
-    for (const NamedCount& count : status->counts) {
-      if (count.name == name) sum += count.value;
-    }
-    return sum;
-  }
   bool Idle() {
     return Eventually([&] { return Count("prefetch_in_flight_bytes") == 0; });
   }
-  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
-  KvStore& kv() { return opened_->kv(); }
 
-  TemporaryDirectory directory_;
-  ManualClock clock_;
-  const KvPattern pattern_{BlockLayout()};
-  StoreOptions options_;
-  FaultBlockDevice* device_ = nullptr;
-  uint64_t session_bytes_ = 0;
   uint64_t next_ = 0;
-  std::unique_ptr<OpenedStore> opened_;
 };
 
 TEST_F(HintPath, TheQueueIsPrefetchedInItsOrder) {

@@ -12,53 +12,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "disk_tier/testing/fault_block_device.h"
+#include "store/disk_sessions.h"
 #include "store/operations.h"
 #include "testing/eventually.h"
-#include "testing/kv_pattern.h"
-#include "testing/opened_store.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
 
 constexpr uint64_t kTokens = 64;  // one chunk, and one read
 
-class Load : public ::testing::Test {
+class Load : public DiskSessions {
  protected:
-  // Sessions s0 … s2, on disk and not in host memory.
-  void SetUp() override {
-    StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
-    options.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
-      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
-      device_ = faulty.get();
-      return faulty;
-    };
-    for (const bool fill : {true, false}) {
-      opened_.reset();
-      auto opened = OpenedStore::Open(options);
-      ASSERT_TRUE(opened.ok()) << opened.status();
-      opened_ = *std::move(opened);
-      ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
-      for (uint64_t i = 0; fill && i < 3; ++i) Save(i);
-      if (!fill) continue;
-      ASSERT_TRUE(opened_->Close().ok());
-    }
-    ASSERT_EQ(kv().Status()->host.used_bytes, 0u);
-  }
-  void Save(uint64_t i) {
-    const KvContext context = ContextOf(i, kTokens);
-    const auto saved = SaveAll(kv(), pattern_, {.session = Name(i), .context = &context});
-    ASSERT_TRUE(saved.ok()) << saved.status();
-  }
-  RestoreOutcome Restore(uint64_t i) {
-    const KvContext context = ContextOf(i, kTokens);
-    const auto restored =
-        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
-  }
+  Load() : DiskSessions(kTokens) {}
+  void SetUp() override { OpenWithSessions(3); }
   std::unique_ptr<RestoreOperation> Begin(uint64_t i) {
     absl::StatusOr<std::unique_ptr<RestoreOperation>> begun = absl::UnknownError("it waits");
     opened_->store().BeginRestore(*opened_->store().OpenTenant("default"),
@@ -74,14 +40,6 @@ class Load : public ::testing::Test {
     device_->Inject(
         {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
   }
-  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
-  KvStore& kv() { return opened_->kv(); }
-
-  TemporaryDirectory directory_;
-  ManualClock clock_;
-  const KvPattern pattern_{BlockLayout()};
-  FaultBlockDevice* device_ = nullptr;
-  std::unique_ptr<OpenedStore> opened_;
 };
 
 // The slot that a restore was cut from may hold another chunk by now.
@@ -102,7 +60,7 @@ TEST_F(Load, AReportOfDamageInWhatWasCutDropsNothing) {
 
 // Sessions of two chunks, of two layers of half a MiB each: of each layer both chunks' pages are
 // read, in a read each.
-class LoadInTwoReads : public ::testing::Test {
+class LoadInTwoReads : public DiskSessions {
  protected:
   static constexpr uint64_t kLoadTokens = 128;
 
@@ -112,41 +70,11 @@ class LoadInTwoReads : public ::testing::Test {
     return layout;
   }
 
-  void SetUp() override {
-    StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
-    options.host_segment_bytes = 4 * kMiB;
-    options.extent_file_bytes = 16 * kMiB;
-    options.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
-      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
-      device_ = faulty.get();
-      return faulty;
-    };
-    for (const bool fill : {true, false}) {
-      opened_.reset();
-      auto opened = OpenedStore::Open(options);
-      ASSERT_TRUE(opened.ok()) << opened.status();
-      opened_ = *std::move(opened);
-      ASSERT_TRUE(kv().RegisterLayout(TwoReads()).ok());
-      if (!fill) break;
-      Save(0);
-      session_bytes_ = HostBytes();
-      ASSERT_TRUE(opened_->Close().ok());
-    }
-    ASSERT_EQ(HostBytes(), 0u);
+  LoadInTwoReads() : DiskSessions(kLoadTokens, TwoReads()) {
+    options_.host_segment_bytes = 4 * kMiB;
+    options_.extent_file_bytes = 16 * kMiB;
   }
-  void Save(uint64_t i) {
-    const KvContext context = ContextOf(i, kLoadTokens);
-    const auto saved =
-        SaveAll(kv(), pattern_, {.session = "s" + std::to_string(i), .context = &context});
-    ASSERT_TRUE(saved.ok()) << saved.status();
-  }
-  RestoreOutcome Restore(uint64_t i) {
-    const KvContext context = ContextOf(i, kLoadTokens);
-    const auto restored =
-        RestoreAndCheck(kv(), pattern_, {.session = "s" + std::to_string(i), .context = &context});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
-  }
+  void SetUp() override { OpenWithSessions(1); }
   std::unique_ptr<RestoreTicket> Begin() {
     auto begun = kv().BeginRestore({.session = "s0", .layout = pattern_.fingerprint()});
     EXPECT_TRUE(begun.ok()) << begun.status();
@@ -182,18 +110,10 @@ class LoadInTwoReads : public ::testing::Test {
     for (uint64_t i = 1; i < 4; ++i) Save(i);
     EXPECT_TRUE(std::equal(page_.begin(), page_.end(), before_.begin()));
   }
-  uint64_t HostBytes() { return kv().Status()->host.used_bytes; }
-  KvStore& kv() { return opened_->kv(); }
 
-  TemporaryDirectory directory_;
-  ManualClock clock_;
-  const KvPattern pattern_{TwoReads()};
-  FaultBlockDevice* device_ = nullptr;
-  std::unique_ptr<OpenedStore> opened_;
   std::unique_ptr<RestoreTicket> restore_;
   std::span<const std::byte> page_;
   std::vector<std::byte> before_;
-  uint64_t session_bytes_ = 0;
 };
 
 // An engine copies a page of layer 0 while its restore is cut at layer 1: by a read that failed

@@ -5,11 +5,8 @@
 #include <absl/time/clock.h>
 #include <gtest/gtest.h>
 
+#include "store/disk_sessions.h"
 #include "store/store_impl.h"
-#include "testing/kv_pattern.h"
-#include "testing/opened_store.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep {
 
@@ -43,42 +40,14 @@ class PrefetchProbe {
 namespace testing {
 namespace {
 
-class PrefetchPath : public ::testing::Test {
+class PrefetchPath : public DiskSessions {
  protected:
-  // A store with sessions s0 … s9 of 200 tokens, all on disk and none in host memory.
+  PrefetchPath() : DiskSessions(200) {}
+  // Sessions s0 … s9.
   void OpenWithSessions(double prefetch_share) {
-    StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
-    options.prefetch_share = prefetch_share;
-    for (const bool fill : {true, false}) {
-      opened_.reset();
-      auto opened = OpenedStore::Open(options);
-      ASSERT_TRUE(opened.ok()) << opened.status();
-      opened_ = *std::move(opened);
-      ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
-      for (uint64_t i = 0; fill && i < 10; ++i) {
-        if (kv().StatSession(Name(i)).ok()) continue;
-        const KvContext context = ContextOf(i, 200);
-        ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = Name(i), .context = &context}).ok());
-      }
-      if (!fill) continue;
-      ASSERT_TRUE(opened_->Close().ok());
-    }
-    ASSERT_EQ(kv().Status()->host.used_bytes, 0u);
+    options_.prefetch_share = prefetch_share;
+    DiskSessions::OpenWithSessions(10);
   }
-  RestoreOutcome Restore(uint64_t i) {
-    const KvContext context = ContextOf(i, 200);
-    const auto restored =
-        RestoreAndCheck(kv(), pattern_, {.session = Name(i), .context = &context});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
-  }
-  static std::string Name(uint64_t i) { return "s" + std::to_string(i); }
-  KvStore& kv() { return opened_->kv(); }
-
-  TemporaryDirectory directory_;
-  ManualClock clock_;
-  const KvPattern pattern_{BlockLayout()};
-  std::unique_ptr<OpenedStore> opened_;
 };
 
 TEST_F(PrefetchPath, WhatIsExpectedIsInHostMemoryWhenItIsAskedFor) {

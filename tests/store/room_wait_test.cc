@@ -14,12 +14,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "disk_tier/testing/fault_block_device.h"
+#include "store/disk_sessions.h"
 #include "store/store.h"
-#include "testing/kv_pattern.h"
-#include "testing/opened_store.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -53,52 +49,24 @@ class Begun {
   absl::Notification done_;
 };
 
-class RoomWait : public ::testing::Test {
+class RoomWait : public DiskSessions {
  protected:
-  RoomWait() : options_(SmallStoreOptions(directory_.path() + "/data", &clock_)) {
+  RoomWait() : DiskSessions(kTokens) {
     options_.durability = Durability::kNone;
     options_.host_bytes = kHostBytes;
-    options_.wrap_device = [this](std::unique_ptr<BlockDevice> device) {
-      auto faulty = std::make_unique<FaultBlockDevice>(std::move(device));
-      device_ = faulty.get();
-      return faulty;
-    };
-  }
-  void Reopen() {
-    opened_.reset();
-    auto opened = OpenedStore::Open(options_);
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    opened_ = *std::move(opened);
-    ASSERT_TRUE(kv().RegisterLayout(BlockLayout()).ok());
   }
   // Sessions s0 … on disk only, then the host tier nearly full of sessions f0 …, on no disk.
-  void OpenFull(int on_disk, int fill) {
-    Reopen();
-    for (int i = 0; i < on_disk; ++i) Save("s", i);
-    ASSERT_TRUE(opened_->Close().ok());
-    Reopen();
-    for (int i = 0; i < fill; ++i) Save("f", 100 + i);
+  void OpenFull(uint64_t on_disk, uint64_t fill) {
+    OpenWithSessions(on_disk);
+    for (uint64_t i = 0; i < fill; ++i) SaveAs("f" + std::to_string(100 + i), 100 + i);
     ASSERT_EQ(kv().StatSession("f100")->disk_bytes, 0u);
-  }
-  void Save(const std::string& prefix, int i) {
-    const KvContext context = ContextOf(static_cast<uint64_t>(i), kTokens);
-    const auto saved =
-        SaveAll(kv(), pattern_, {.session = prefix + std::to_string(i), .context = &context});
-    ASSERT_TRUE(saved.ok()) << saved.status();
-    ASSERT_EQ(saved->token_count, kTokens);
   }
   RestoreRequest Request(const std::string& session) {
     return {.session = session, .layout = pattern_.fingerprint()};
   }
-  RestoreOutcome Restore(int i) {
-    const KvContext context = ContextOf(static_cast<uint64_t>(i), kTokens);
-    const auto restored = RestoreAndCheck(kv(), pattern_,
-                                          {.session = "s" + std::to_string(i),
-                                           .context = &context,
-                                           .give_prompt = false,
-                                           .deadline = absl::InfiniteDuration()});
-    EXPECT_TRUE(restored.ok()) << restored.status();
-    return restored.ok() ? *restored : RestoreOutcome{};
+  // Its deadline is not the clock's.
+  RestoreOutcome Restore(uint64_t i) {
+    return DiskSessions::Restore(i, {.give_prompt = false, .deadline = absl::InfiniteDuration()});
   }
   void HoldWrites() {
     device_->Inject({.kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kWrite}});
@@ -107,22 +75,8 @@ class RoomWait : public ::testing::Test {
     device_->ClearFaults();
     device_->Release();
   }
-  double Waited() {
-    const StoreStatus status = *kv().Status();
-    for (const NamedCount& count : status.counts)
-      if (count.name.find("restores_waited_total") != std::string::npos) return count.value;
-    ADD_FAILURE() << "no count of restores that waited";
-    return 0;
-  }
+  double Waited() { return Count("restores_waited_total"); }
   uint64_t OpenTickets() { return opened_->store().GetStatus().open_tickets; }
-  KvStore& kv() { return opened_->kv(); }
-
-  TemporaryDirectory directory_;
-  ManualClock clock_;
-  StoreOptions options_;
-  const KvPattern pattern_{BlockLayout()};
-  FaultBlockDevice* device_ = nullptr;
-  std::unique_ptr<OpenedStore> opened_;
 };
 
 TEST_F(RoomWait, WhatMustBeWrittenFirstIsWaitedForAndTheRestoreIsWhole) {
