@@ -260,9 +260,9 @@ void StoreImpl::ReadEnded(const std::shared_ptr<RestoreJob>& job,
     if (status.ok()) CountRead(job.get(), load->reads[index].bytes);
     AdvanceLoad(load, layers_ready, status, &to_tell);
     for (const auto& told : to_tell) NoteFinished(told.get());
+    writer_->WakeForWork();
   }
   PumpReads(job);
-  writer_->Wake();
   for (const auto& told : to_tell) told->TellObserver();
 }
 

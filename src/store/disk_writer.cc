@@ -100,6 +100,10 @@ void DiskWriter::Wake() {
   awake_ = true;
 }
 
+void DiskWriter::WakeForWork() {
+  if (HasWork()) Wake();
+}
+
 bool DiskWriter::WaitIdle(absl::Time deadline) {
   if (!thread_.joinable()) return true;
   Wake();

@@ -35,6 +35,7 @@ std::shared_ptr<RestoreJob> StoreImpl::StartPrefetch(ChunkIndex chunk) {
   if (!slot.ok()) return nullptr;
   auto job = std::make_shared<RestoreJob>(this, state_.registry.LayoutAt(entry.layout));
   job->prefetch = true;
+  job->touched = true;  // reading ahead is no use
   job->begun_ns = state_.NowNs();
   std::shared_ptr<ChunkLoad> load = StartLoad(chunk, *slot, job.get());
   load->prefetch = true;

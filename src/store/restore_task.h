@@ -94,6 +94,7 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   uint32_t reads_in_flight = 0;
   uint64_t disk_bytes = 0;  // of its own loads; read_bytes of them have arrived
   uint64_t read_bytes = 0;
+  bool touched = false;  // its use was noted
   bool released = false;
   bool finish_noted = false;
   bool prefetch = false;    // nobody's restore (prefetch_path.cc)

@@ -163,6 +163,7 @@ class StoreImpl final : public Store, private SegmentObserver {
   HintAnswer SetSpeed(TenantNumber tenant, const EngineSpeed& speed) ABSL_LOCKS_EXCLUDED(state_.mu);
   void TakeSpans(const PromptMatch& match, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  void TouchSpans(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   bool StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void FinishBegin(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void CountRestore(const RestoreJob& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
