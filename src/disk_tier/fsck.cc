@@ -10,15 +10,13 @@
 #include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
 
-#include "core/chunk_header.h"
 #include "core/layout.h"
-#include "core/slot_access.h"
 #include "core/status.h"
 #include "disk_tier/aligned_buffer.h"
 #include "disk_tier/data_directory.h"
-#include "disk_tier/extent_file_header.h"
 #include "disk_tier/index.h"
 #include "disk_tier/rocks_index.h"
+#include "disk_tier/slot_check.h"
 
 namespace turnkeep {
 namespace {
@@ -140,13 +138,11 @@ absl::Status Checker::OpenAll() {
 absl::Status Checker::ReadFileHeaders() {
   TK_ASSIGN_OR_RETURN(std::vector<DeviceFile> files, device_->ListFiles());
   report_.files = files.size();
-  AlignedBuffer block(kExtentHeaderBytes);
   for (const DeviceFile& file : files) {
     FileState& state = files_[file.file];
     TK_ASSIGN_OR_RETURN(state.bytes, device_->OpenFile(file.file));
-    absl::Status read = ReadBlocking(*device_, file.file, 0, block.span());
-    absl::StatusOr<ExtentFileHeader> header =
-        read.ok() ? DecodeExtentFileHeader(block.span(), file.file) : read;
+    const absl::StatusOr<ExtentFileHeader> header =
+        ReadExtentFileHeader(*device_, file.file, &buffer_);
     if (absl::IsFailedPrecondition(header.status())) return header.status();
     if (header.ok()) {
       state.header = *header;
@@ -201,33 +197,14 @@ void Checker::CheckChunk(const ChunkRecord& record) {
 }
 
 void Checker::CheckImage(const ChunkRecord& record, const ChunkGeometry& geometry) {
-  if (buffer_.size() < geometry.image_bytes) buffer_ = AlignedBuffer(geometry.image_bytes);
-  std::span<std::byte> image = buffer_.span().first(geometry.image_bytes);
-  absl::Status read = ReadBlocking(*device_, record.extent.file,
-                                   SlotOffset(record.extent.slot, geometry.slot_bytes), image);
+  SlotCheck check = CheckSlot(*device_, record, geometry, &buffer_);
   Progress(geometry.slot_bytes);
-  if (!read.ok()) {
-    ++report_.chunks_damaged;
-    AddDamage(record, {}, MessageOf(read));
-    return;
-  }
-  report_.bytes_read += image.size();
-  absl::StatusOr<ChunkHeader> header =
-      DecodeChunkHeader(image, record.id, record.epoch, record.root);
-  if (!header.ok() || header->layer_digests.size() != geometry.page_offset.size()) {
-    ++report_.chunks_damaged;
-    AddDamage(record, {}, header.ok() ? "other number of layers" : MessageOf(header.status()));
-    return;
-  }
-  std::vector<uint32_t> layers;
-  for (uint32_t layer = 0; layer < header->layer_digests.size(); ++layer) {
-    if (!VerifyPage(image, geometry, *header, layer).ok()) layers.push_back(layer);
-  }
-  if (layers.empty()) {
+  if (check.read) report_.bytes_read += geometry.image_bytes;
+  if (check.reason.empty()) {
     ++report_.chunks_ok;
   } else {
     ++report_.chunks_damaged;
-    AddDamage(record, std::move(layers), "layer pages do not match their digests");
+    AddDamage(record, std::move(check.layers), std::move(check.reason));
   }
 }
 
@@ -246,14 +223,11 @@ void Checker::CountOrphans() {
     uint64_t slots = std::min<uint64_t>(file.header->slot_count, SlotsIn(file.bytes, slot_bytes));
     for (uint32_t slot = 0; slot < slots; ++slot) {
       if (file.used.contains(slot)) continue;
-      // Headers are short; the first blocks of a slot hold all but the longest.
-      uint64_t bytes = std::min<uint64_t>(slot_bytes, 4 * kBlockBytes);
-      if (buffer_.size() < bytes) buffer_ = AlignedBuffer(bytes);
-      std::span<std::byte> front = buffer_.span().first(bytes);
-      if (!ReadBlocking(*device_, number, SlotOffset(slot, slot_bytes), front).ok()) continue;
-      report_.bytes_read += bytes;
       Digest root;
-      if (DecodeAnyChunkHeader(front, &root).ok()) ++report_.orphan_slots;
+      const ExtentRef extent{.file = number, .slot = slot};
+      const bool whole = ReadAnyHeader(*device_, extent, slot_bytes, &buffer_, &root).has_value();
+      report_.bytes_read += std::min(slot_bytes, kSlotFrontBytes);
+      if (whole) ++report_.orphan_slots;
     }
   }
 }

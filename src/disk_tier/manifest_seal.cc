@@ -11,6 +11,9 @@ namespace turnkeep {
 
 namespace {
 
+constexpr const char* kWayOn =
+    "\"turnkeep fsck DIR --rebuild-index\" salvages what can be read of it into a new one";
+
 std::string SealPath(const std::string& index_directory) { return index_directory + ".seal"; }
 
 // The file that CURRENT names, "" when there is none.
@@ -33,12 +36,15 @@ bool HasRemains(const std::string& index_directory) {
 }  // namespace
 
 absl::Status CheckManifest(const std::string& index_directory) {
+  if (!std::filesystem::exists(index_directory) &&
+      std::filesystem::exists(index_directory + ".new")) {
+    return DataLoss("open index {}: its rebuilding was cut short; run it again", index_directory);
+  }
   if (!std::filesystem::exists(index_directory + "/CURRENT") && HasRemains(index_directory)) {
     return DataLoss(
         "open index {}: CURRENT is missing, other files of an index are there; put CURRENT back "
-        "(one "
-        "line, the newest MANIFEST's name), or move the data directory away to begin anew",
-        index_directory);
+        "(one line, the newest MANIFEST's name), or {}",
+        index_directory, kWayOn);
   }
   std::string name;
   uint64_t bytes = 0;
@@ -49,9 +55,12 @@ absl::Status CheckManifest(const std::string& index_directory) {
   if (error || now >= bytes) return absl::OkStatus();  // one that is not there RocksDB reports
   return DataLoss(
       "open index {}: {} has {} bytes and had {}: its end is lost, and with it what the index "
-      "knew; "
-      "put the whole file back, or move the data directory away to begin anew",
-      index_directory, name, now, bytes);
+      "knew; put the whole file back, or {}",
+      index_directory, name, now, bytes, kWayOn);
+}
+
+absl::Status CannotOpenIndex(const std::string& index_directory, const std::string& why) {
+  return DataLoss("open index {}: {}; {}", index_directory, why, kWayOn);
 }
 
 void SealManifest(const std::string& index_directory) {

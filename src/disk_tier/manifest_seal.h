@@ -15,6 +15,9 @@ namespace turnkeep {
 // names is shorter than it was; the message has both lengths, or says what to do.
 absl::Status CheckManifest(const std::string& index_directory);
 
+// The DataLoss of an index that RocksDB does not open, with the way on.
+absl::Status CannotOpenIndex(const std::string& index_directory, const std::string& why);
+
 // Remembers its present length. What fails is left: nothing is checked next time.
 void SealManifest(const std::string& index_directory);
 

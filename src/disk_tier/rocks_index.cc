@@ -144,6 +144,8 @@ class RocksIndexImpl : public Index {
       return FailedPrecondition("index {} is in use by another process: {}", options_.directory,
                                 status.ToString());
     }
+    if (!create && (status.IsCorruption() || status.IsInvalidArgument() || status.IsPathNotFound()))
+      return CannotOpenIndex(options_.directory, status.ToString());
     return FromRocks(status, "open index " + options_.directory);
   }
 

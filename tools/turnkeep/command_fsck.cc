@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "core/status.h"
 #include "disk_tier/fsck.h"
+#include "disk_tier/index_rebuild.h"
 #include "human.h"
 #include "progress.h"
 
@@ -37,6 +38,47 @@ Json ToJson(const std::string& directory, const FsckReport& report) {
           {"removed_entries", report.removed_entries},
           {"damaged", std::move(damaged)},
           {"problems", report.problems}};
+}
+
+Json ToJson(const std::string& directory, const IndexRebuildReport& report) {
+  return {{"directory", directory},
+          {"clean", report.Clean()},
+          {"kept_as", report.kept_as},
+          {"repaired_after", report.repaired_after},
+          {"tenants", report.tenants},
+          {"layouts", report.layouts},
+          {"chunks", report.chunks},
+          {"chunks_found", report.chunks_found},
+          {"chunks_left_out", report.chunks_left_out},
+          {"sessions", report.sessions},
+          {"sessions_cut", report.sessions_cut},
+          {"sessions_lost", report.sessions_lost},
+          {"missing_chunks", report.missing_chunks},
+          {"damaged_records", report.damaged_records},
+          {"lost_tables", report.lost_tables},
+          {"problems", report.problems}};
+}
+
+void PrintReport(const std::string& directory, const IndexRebuildReport& report,
+                 Invocation& invocation) {
+  Fields fields;
+  fields.Add("directory", directory);
+  fields.Add("index", "built anew; as it was: " + report.kept_as);
+  if (!report.repaired_after.empty()) fields.Add("why", Printable(report.repaired_after));
+  fields.Add("salvaged", fmt::format("{} tenants, {} layouts, {} sessions, {} chunks, all verified",
+                                     HumanCount(report.tenants), HumanCount(report.layouts),
+                                     HumanCount(report.sessions), HumanCount(report.chunks)));
+  const std::pair<const char*, uint64_t> findings[] = {
+      {"chunks found by header", report.chunks_found}, {"chunks left out", report.chunks_left_out},
+      {"sessions cut", report.sessions_cut},           {"sessions lost", report.sessions_lost},
+      {"chunks missing", report.missing_chunks},       {"damaged records", report.damaged_records},
+      {"tables lost", report.lost_tables.size()}};
+  for (const auto& [name, count] : findings) {
+    if (count > 0) fields.Add(name, HumanCount(count));
+  }
+  fields.Add("verdict", report.Clean() ? "nothing was damaged" : "salvaged");
+  invocation.Write(fields.Render(invocation.style()));
+  for (const std::string& problem : report.problems) invocation.Print("{}\n", Printable(problem));
 }
 
 void PrintReport(const std::string& directory, const FsckReport& report, bool repair,
@@ -75,7 +117,25 @@ struct FsckArguments {
   std::string directory;
   std::string tenant;
   bool repair = false;
+  bool rebuild_index = false;
 };
+
+absl::StatusOr<ExitCode> RunRebuild(Invocation& invocation, const std::string& directory) {
+  absl::StatusOr<IndexRebuildReport> report;
+  {
+    Progress progress(invocation.environment(), "rebuild");
+    IndexRebuildOptions options;
+    options.progress = [&](uint64_t done, uint64_t total) { progress.Update(done, total); };
+    report = RebuildIndex(directory, std::move(options));
+  }
+  TK_RETURN_IF_ERROR(report.status());
+  if (invocation.json()) {
+    invocation.WriteJson(ToJson(directory, *report));
+  } else {
+    PrintReport(directory, *report, invocation);
+  }
+  return report->Clean() ? ExitCode::kOk : ExitCode::kProblemFound;
+}
 
 absl::StatusOr<ExitCode> RunFsck(Invocation& invocation, const FsckArguments& arguments) {
   std::error_code error;
@@ -87,6 +147,7 @@ absl::StatusOr<ExitCode> RunFsck(Invocation& invocation, const FsckArguments& ar
   if (const std::string inner = DataDirIn(directory); std::filesystem::is_directory(inner, error)) {
     directory = inner;
   }
+  if (arguments.rebuild_index) return RunRebuild(invocation, directory);
   absl::StatusOr<FsckReport> report;
   {
     Progress progress(invocation.environment(), "fsck");
@@ -110,14 +171,23 @@ void AddFsckCommand(CommandLine& line) {
       line.Add("fsck",
                "Check a data directory byte by byte while no daemon has it open.\n"
                "Exits with 1 when damage was found, repaired or not.",
-               {"turnkeep fsck ~/.local/share/turnkeep", "turnkeep fsck /srv/tk/data --repair"});
+               {"turnkeep fsck ~/.local/share/turnkeep", "turnkeep fsck /srv/tk/data --repair",
+                "turnkeep fsck /srv/tk/data --rebuild-index"});
   const auto arguments = std::make_shared<FsckArguments>();
   command->add_option("directory", arguments->directory, "The daemon's folder or data directory")
       ->type_name("DIR")
       ->required();
-  command->add_option("--tenant", arguments->tenant, "Only this tenant's chunks")
-      ->type_name("NAME");
-  command->add_flag("--repair", arguments->repair, "Remove the index entries of what is damaged");
+  CLI::Option* tenant =
+      command->add_option("--tenant", arguments->tenant, "Only this tenant's chunks")
+          ->type_name("NAME");
+  CLI::Option* repair = command->add_flag("--repair", arguments->repair,
+                                          "Remove the index entries of what is damaged");
+  command
+      ->add_flag("--rebuild-index", arguments->rebuild_index,
+                 "Salvage what can be read of an index that does not open (CURRENT, MANIFEST or "
+                 "others damaged) into a new one, every chunk verified; the old one is kept")
+      ->excludes(tenant)
+      ->excludes(repair);
   command->callback([&line, arguments] {
     line.body = [arguments](Invocation& invocation) { return RunFsck(invocation, *arguments); };
   });
