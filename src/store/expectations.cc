@@ -22,7 +22,6 @@ void Expectations::Link(std::span<const ChunkIndex> chunks, int64_t next_use,
     if (first && on_first) on_first(chunk);
     if (soonest) changed(chunk, next_use);
   }
-  link_count_ += chunks.size();
 }
 
 void Expectations::Unlink(std::span<const ChunkIndex> chunks, int64_t next_use,
@@ -44,7 +43,6 @@ void Expectations::Unlink(std::span<const ChunkIndex> chunks, int64_t next_use,
     if (after != before) changed(chunk, after);
     if (last && on_last) on_last(chunk);
   }
-  link_count_ -= chunks.size();
 }
 
 void Expectations::Set(const Name& name, When when, std::span<const ChunkIndex> chunks,
@@ -52,6 +50,8 @@ void Expectations::Set(const Name& name, When when, std::span<const ChunkIndex> 
   const auto [it, is_new] = by_name_.try_emplace(name);
   Entry& entry = it->second;
   if (is_new && name.source == Source::kQueue) ++queue_count_;
+  Usage& usage = usage_[name.tenant];
+  if (is_new) ++usage.names;
   if (!is_new) due_.erase({DueOf(entry.when), name});
   const bool same =
       !is_new && entry.when.next_use == when.next_use &&
@@ -60,6 +60,7 @@ void Expectations::Set(const Name& name, When when, std::span<const ChunkIndex> 
     // The old one goes after the new one has come: what both expect is kept.
     const Entry old = std::move(entry);
     entry.chunks.assign(chunks.begin(), chunks.end());
+    usage.links += chunks.size() - old.chunks.size();
     Link(chunks, when.next_use, changed);
     Unlink(old.chunks, old.when.next_use, changed);
   }
@@ -75,6 +76,9 @@ void Expectations::Erase(ByName::iterator it, const Changed& changed) {
   due_.erase({DueOf(it->second.when), it->first});
   if (it->first.source == Source::kQueue) --queue_count_;
   const Entry entry = std::move(it->second);
+  const auto usage = usage_.find(it->first.tenant);
+  usage->second.links -= entry.chunks.size();
+  if (--usage->second.names == 0) usage_.erase(usage);
   by_name_.erase(it);
   Unlink(entry.chunks, entry.when.next_use, changed);
 }
@@ -112,6 +116,11 @@ void Expectations::Advance(int64_t now_ns, const Changed& changed) {
 const Expectations::Entry* Expectations::Find(const Name& name) const {
   const auto it = by_name_.find(name);
   return it == by_name_.end() ? nullptr : &it->second;
+}
+
+Expectations::Usage Expectations::UsageOf(uint16_t tenant) const {
+  const auto it = usage_.find(tenant);
+  return it == usage_.end() ? Usage{} : it->second;
 }
 
 std::vector<Expectations::Name> Expectations::QueueOf(uint16_t tenant) const {

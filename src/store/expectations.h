@@ -69,7 +69,12 @@ class Expectations {
   size_t size() const { return by_name_.size(); }
   uint64_t queue_count() const { return queue_count_; }
   uint64_t chunk_count() const { return by_chunk_.size(); }
-  uint64_t link_count() const { return link_count_; }  // chunks of all expectations
+  // What one tenant has of it: names, and the chunks of all of them.
+  struct Usage {
+    uint64_t names = 0;
+    uint64_t links = 0;
+  };
+  Usage UsageOf(uint16_t tenant) const;
 
  private:
   using ByName = std::map<Name, Entry>;
@@ -84,7 +89,7 @@ class Expectations {
   // Next uses, ascending: most chunks have one.
   absl::flat_hash_map<ChunkIndex, std::vector<int64_t>> by_chunk_;
   uint64_t queue_count_ = 0;
-  uint64_t link_count_ = 0;
+  absl::flat_hash_map<uint16_t, Usage> usage_;  // of tenants that have any
 };
 
 }  // namespace turnkeep

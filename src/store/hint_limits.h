@@ -27,6 +27,9 @@ inline constexpr int64_t kHintGraceNs = 600 * int64_t{1'000'000'000};
 // Later than this counts as this.
 inline constexpr absl::Duration kFurthestHint = absl::Hours(24 * 30);
 // Sessions and prefixes that are expected, and chunks of all of them; the same of what is retained.
+// Of these a tenant may have an even share, so that no tenant's hints leave no room for another's.
+// (Who had more before another tenant came keeps it until it is fulfilled or forgotten: n tenants
+// have less than 1 + ln n times as much.)
 inline constexpr size_t kMaxExpectations = 65536;
 inline constexpr uint64_t kMaxExpectedChunks = uint64_t{1} << 22;
 // Places in a waiting queue are told as times so far apart.

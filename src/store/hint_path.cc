@@ -124,19 +124,30 @@ Expectations::Changed StoreImpl::TellRetained() {
   };
 }
 
+std::string StoreImpl::WhyFull(const Expectations& kept, const Expectations::Name& name,
+                               const HintedChunks& found) {
+  const uint64_t tenants = std::max<uint64_t>(1, state_.registry.tenant_count());
+  const uint64_t max_names = kMaxExpectations / tenants;
+  const uint64_t max_chunks = kMaxExpectedChunks / tenants;
+  const Expectations::Usage usage = kept.UsageOf(name.tenant);
+  const Expectations::Entry* before = kept.Find(name);
+  const uint64_t replaced = before == nullptr ? 0 : before->chunks.size();
+  const char* what = &kept == &retained_ ? "retained" : "expected";
+  if (before == nullptr && usage.names >= max_names) {
+    return fmt::format("{} sessions and prefixes are {} already, a tenant's limit is {}",
+                       usage.names, what, max_names);
+  }
+  if (usage.links - replaced + found.chunks.size() > max_chunks) {
+    return fmt::format("{} chunks are {} already, a tenant's limit is {}", usage.links, what,
+                       max_chunks);
+  }
+  return "";
+}
+
 HintAnswer StoreImpl::ExpectUse(const Expectations::Name& name, const HintedChunks& found,
                                 Expectations::When when) {
-  const Expectations::Entry* before = expectations_.Find(name);
-  if (before == nullptr && expectations_.size() >= kMaxExpectations) {
-    return Answer(HintOutcome::kRejected,
-                  fmt::format("{} expectations are kept at most", kMaxExpectations));
-  }
-  const uint64_t replaced = before == nullptr ? 0 : before->chunks.size();
-  if (expectations_.link_count() - replaced + found.chunks.size() > kMaxExpectedChunks) {
-    return Answer(HintOutcome::kRejected,
-                  fmt::format("{} chunks are expected already, the limit is {}",
-                              expectations_.link_count(), kMaxExpectedChunks));
-  }
+  if (const std::string full = WhyFull(expectations_, name, found); !full.empty())
+    return Answer(HintOutcome::kRejected, full);
   const int64_t last = when.times.empty() ? when.next_use : when.times.back();
   when.expires_ns = std::max(state_.NowNs(), last) + kHintGraceNs;
   expectations_.Set(name, std::move(when), found.chunks, TellExpected());
@@ -237,16 +248,8 @@ HintAnswer StoreImpl::Retain(const Expectations::Name& name, const HintedChunks&
     return Answer(HintOutcome::kRejected,
                   fmt::format("ttl {} is not positive", absl::FormatDuration(*item.ttl)));
   }
-  const Expectations::Entry* before = retained_.Find(name);
-  const uint64_t replaced = before == nullptr ? 0 : before->chunks.size();
-  if ((before == nullptr && retained_.size() >= kMaxExpectations) ||
-      retained_.link_count() - replaced + found.chunks.size() > kMaxExpectedChunks) {
-    return Answer(
-        HintOutcome::kRejected,
-        fmt::format("{} retained prefixes of {} chunks are kept, the limits are {} and {}",
-                    retained_.size(), retained_.link_count(), kMaxExpectations,
-                    kMaxExpectedChunks));
-  }
+  if (const std::string full = WhyFull(retained_, name, found); !full.empty())
+    return Answer(HintOutcome::kRejected, full);
   const int64_t now = state_.NowNs();
   const int32_t priority = std::min(item.priority, kMaxRetainPriority);
   retained_.Set(name,

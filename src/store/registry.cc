@@ -44,6 +44,7 @@ const LayoutInfo* Registry::LayoutAt(uint32_t number) const {
 const Tenant* Registry::AddTenant(uint16_t number, const std::string& name, const TenantKey& key) {
   if (number >= tenants_.size()) tenants_.resize(number + 1);
   TK_CHECK(!tenants_[number]);
+  ++tenant_count_;
   tenants_[number] = std::unique_ptr<Tenant>(
       new Tenant{.number = number, .name = name, .key = key, .hasher = ChunkHasher(key)});
   return tenants_[number].get();

@@ -48,6 +48,7 @@ class Registry {
   const LayoutInfo* FindLayout(const Fingerprint& fingerprint) const;
   const LayoutInfo* LayoutAt(uint32_t number) const;
   const std::vector<std::unique_ptr<Tenant>>& tenants() const { return tenants_; }
+  size_t tenant_count() const { return tenant_count_; }  // without the gaps
   const std::vector<std::unique_ptr<LayoutInfo>>& layouts() const { return layouts_; }
 
   // The number must not be taken. Numbers may leave gaps (null entries).
@@ -56,6 +57,7 @@ class Registry {
 
  private:
   std::vector<std::unique_ptr<Tenant>> tenants_;
+  size_t tenant_count_ = 0;
   std::vector<std::unique_ptr<LayoutInfo>> layouts_;
   absl::flat_hash_map<Fingerprint, const LayoutInfo*> by_fingerprint_;
 };

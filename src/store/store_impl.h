@@ -222,6 +222,9 @@ class StoreImpl final : public Store, private SegmentObserver {
   absl::StatusOr<HintedChunks> FindHinted(TenantNumber tenant, const HintTarget& target)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   HintAnswer PrefetchAnswer(const HintedChunks& found) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
+  // Why the tenant may not have this, too, in `kept` (expectations_ or retained_); empty: it may.
+  std::string WhyFull(const Expectations& kept, const Expectations::Name& name,
+                      const HintedChunks& found) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   HintAnswer ExpectUse(const Expectations::Name& name, const HintedChunks& found,
                        Expectations::When when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   HintAnswer HintExpect(const Expectations::Name& name, const HintedChunks& found,

@@ -75,7 +75,7 @@ TEST_F(ExpectationsTest, ARenamedOneReplacesWhatTheNameStoodFor) {
   EXPECT_EQ(expectations_.Find({0, Source::kQueue, "a"}), nullptr);
   EXPECT_EQ(expectations_.size(), 1u);
   EXPECT_EQ(expectations_.queue_count(), 1u);
-  EXPECT_EQ(expectations_.link_count(), 2u);
+  EXPECT_EQ(expectations_.UsageOf(0).links, 2u);
 }
 
 TEST_F(ExpectationsTest, WhatIsToldAgainUnchangedTellsNobody) {
@@ -83,7 +83,7 @@ TEST_F(ExpectationsTest, WhatIsToldAgainUnchangedTellsNobody) {
   soonest_.clear();
   Set("a", 30, {1, 2});
   EXPECT_TRUE(soonest_.empty());
-  EXPECT_EQ(expectations_.link_count(), 2u);
+  EXPECT_EQ(expectations_.UsageOf(0).links, 2u);
 }
 
 TEST_F(ExpectationsTest, AQueueIsATenantsAndNotItsHints) {
@@ -97,7 +97,11 @@ TEST_F(ExpectationsTest, AQueueIsATenantsAndNotItsHints) {
   EXPECT_EQ(queue[0].what, "a");
   EXPECT_EQ(queue[1].what, "b");
   EXPECT_EQ(expectations_.queue_count(), 3u);
-  EXPECT_EQ(expectations_.link_count(), 4u);
+  EXPECT_EQ(expectations_.UsageOf(0).links, 3u);
+  EXPECT_EQ(expectations_.UsageOf(0).names, 3u);
+  EXPECT_EQ(expectations_.UsageOf(1).links, 1u);
+  expectations_.Erase({1, Source::kQueue, "c"}, Tell());
+  EXPECT_EQ(expectations_.UsageOf(1).names, 0u);
 }
 
 TEST_F(ExpectationsTest, WhatHasExpiredIsForgotten) {

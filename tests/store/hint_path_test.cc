@@ -335,6 +335,35 @@ TEST_F(HintPath, HintsKeepSoManyNamesAndNoMore) {
   }
 }
 
+// What one tenant hints, however much, leaves every other its share.
+TEST_F(HintPath, ATenantsHintsLeaveRoomForAnothers) {
+  options_.data_dir.clear();
+  Reopen();
+  const KvContext context = ContextOf(1, 64);
+  ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = "s", .context = &context}).ok());
+  uint32_t last = 0;
+  const auto some = [&](HintAction action, size_t count) {
+    std::vector<HintItem> items(
+        count, {.action = action,
+                .target = {.tokens = context.tokens(), .layout = pattern_.fingerprint()}});
+    for (HintItem& item : items) item.target.tokens.push_back(last++);
+    return HintRequest{.items = std::move(items)};
+  };
+  for (const HintAction action : {HintAction::kPrefetch, HintAction::kRetain})
+    for (uint64_t i = 0; i < 5; ++i) kv().Hint(some(action, kMaxHintItems));
+  const auto other = opened_->store().ForTenant("other");
+  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_TRUE((*other)->RegisterLayout(BlockLayout()).ok());
+  ASSERT_TRUE(SaveAll(**other, pattern_, {.session = "s", .context = &context}).ok());
+  for (const HintAction action : {HintAction::kPrefetch, HintAction::kRetain}) {
+    SCOPED_TRACE(NameOf(action));
+    EXPECT_EQ((*other)->Hint(some(action, 1)).items[0].outcome, HintOutcome::kClipped);
+    const HintAnswer answer = kv().Hint(some(action, 1)).items[0];
+    EXPECT_EQ(answer.outcome, HintOutcome::kRejected);
+    EXPECT_THAT(answer.reason, HasSubstr("limit is 32768"));
+  }
+}
+
 TEST_F(HintPath, WhatNobodyFulfilsIsForgotten) {
   OpenWithSessions();
   SetWindow(1);
