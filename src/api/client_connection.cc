@@ -350,23 +350,31 @@ absl::StatusOr<wire::Frame> ClientConnection::Roundtrip(wire::MessageType type,
                                                         std::span<const std::byte> raw,
                                                         absl::Time deadline,
                                                         const VerifyProgress& progress) {
+  TK_ASSIGN_OR_RETURN(const auto request, Begin(type, payload, raw, deadline));
+  return Await(*request, deadline, progress);
+}
+
+absl::StatusOr<std::unique_ptr<ClientConnection::Request>> ClientConnection::Begin(
+    wire::MessageType type, std::string_view payload, std::span<const std::byte> raw,
+    absl::Time deadline) {
   TK_RETURN_IF_ERROR(CheckFrameSize(type, payload.size(), raw.size()));
   wire::FrameHeader header{.type = static_cast<uint16_t>(type),
                            .time_limit_us = TimeLimitMicros(deadline)};
-  PendingCall call;
+  auto request = std::make_unique<Request>(*this, type);
   {
     absl::MutexLock lock(&mutex_);
     if (lost_.load(std::memory_order_relaxed)) return lost_status_;
-    header.request_id = next_request_++;
-    pending_[header.request_id] = &call;
+    header.request_id = request->id_ = next_request_++;
+    pending_[header.request_id] = &request->call_;
   }
-  const absl::Status sent =
-      SendFrame(wire::EncodeFrameHead(header, payload, raw.size()), raw, deadline);
+  TK_RETURN_IF_ERROR(SendFrame(wire::EncodeFrameHead(header, payload, raw.size()), raw, deadline));
+  return request;
+}
+
+absl::StatusOr<wire::Frame> ClientConnection::Await(Request& request, absl::Time deadline,
+                                                    const VerifyProgress& progress) {
+  PendingCall& call = request.call_;
   absl::MutexLock lock(&mutex_);
-  if (!sent.ok()) {
-    pending_.erase(header.request_id);
-    return sent;
-  }
   const auto changed = [&call] { return call.done || call.progress.has_value(); };
   while (!call.done) {
     const bool late = !WaitUntil(changed, deadline);
@@ -378,11 +386,17 @@ absl::StatusOr<wire::Frame> ClientConnection::Roundtrip(wire::MessageType type,
       mutex_.Lock();
     }
     if (late && !call.done) {
-      pending_.erase(header.request_id);
-      return DeadlineExceeded("{}: no answer from the daemon in time", wire::TypeName(header.type));
+      pending_.erase(request.id_);
+      return DeadlineExceeded("{}: no answer from the daemon in time",
+                              wire::TypeName(request.type_));
     }
   }
   return std::move(call.result);
+}
+
+void ClientConnection::Forget(uint64_t request_id) {
+  absl::MutexLock lock(&mutex_);
+  pending_.erase(request_id);
 }
 
 absl::Status ClientConnection::Send(wire::MessageType type, std::string_view payload,

@@ -60,6 +60,14 @@ class ClientConnection {
   absl::StatusOr<wire::Frame> Roundtrip(wire::MessageType type, std::string_view payload,
                                         std::span<const std::byte> raw, absl::Time deadline,
                                         const VerifyProgress& progress = nullptr);
+  // The same in two steps, so that several requests are on their way at once: replies come in any
+  // order. Destroying the request forgets its reply. Must not outlive the connection.
+  class Request;
+  absl::StatusOr<std::unique_ptr<Request>> Begin(wire::MessageType type, std::string_view payload,
+                                                 std::span<const std::byte> raw,
+                                                 absl::Time deadline);
+  absl::StatusOr<wire::Frame> Await(Request& request, absl::Time deadline,
+                                    const VerifyProgress& progress = nullptr);
   // Sends what has no reply.
   absl::Status Send(wire::MessageType type, std::string_view payload,
                     std::span<const std::byte> raw, absl::Time deadline);
@@ -95,6 +103,7 @@ class ClientConnection {
     std::optional<wire::VerifyProgress> progress;
   };
 
+  void Forget(uint64_t request_id);
   ClientConnection(UniqueFd fd, const ClientOptions& options);
   absl::Status SayHello(const ClientOptions& options);
   absl::Status SendFrame(const std::string& head, std::span<const std::byte> raw,
@@ -139,6 +148,22 @@ class ClientConnection {
   // Sharers: this table until the daemon revokes the segment, and tickets that use it.
   absl::flat_hash_map<uint32_t, std::shared_ptr<const SharedMemory>> segments_
       ABSL_GUARDED_BY(mutex_);
+};
+
+class ClientConnection::Request {
+ public:
+  Request(ClientConnection& connection, wire::MessageType type)
+      : connection_(connection), type_(type) {}
+  ~Request() { connection_.Forget(id_); }
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+
+ private:
+  friend class ClientConnection;
+  ClientConnection& connection_;
+  const wire::MessageType type_;
+  uint64_t id_ = 0;   // 0: never sent
+  PendingCall call_;  // guarded by the connection's lock
 };
 
 }  // namespace turnkeep

@@ -1,7 +1,10 @@
 // RestoreTicket of the client; see client_tickets.h.
 #include <algorithm>
+#include <compare>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <optional>
 
 #include "api/client_tickets.h"
 #include "core/check.h"
@@ -19,6 +22,18 @@ struct SpanSource {
   const ChunkGeometry* geometry = nullptr;
   std::span<const std::byte> image;  // shared memory only
 };
+
+// What one PAGE_READ asks for.
+struct Piece {
+  uint32_t layer = 0;
+  uint64_t span = 0;
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+  auto operator<=>(const Piece&) const = default;
+};
+
+// Asked for and not taken yet, at most; of kPagePieceBytes or less each.
+constexpr size_t kPiecesAhead = 8;
 
 class ClientRestoreTicket : public RestoreTicket {
  public:
@@ -54,8 +69,12 @@ class ClientRestoreTicket : public RestoreTicket {
   absl::Status CheckAccess(size_t span, uint32_t layer) const;
   absl::StatusOr<const ChunkHeader*> HeaderOf(size_t span);
   absl::StatusOr<ChunkHeader> LoadHeader(size_t span);
-  // Over TCP: copies a page (kHeaderLayer: the header) from the daemon.
+  // Over TCP: copies a page (kHeaderLayer: the header) from the daemon. Who reads page after page
+  // has the next ones asked for meanwhile.
   absl::Status Fetch(size_t span, uint32_t layer, std::span<std::byte> destination);
+  absl::StatusOr<std::unique_ptr<ClientConnection::Request>> AskFor(const Piece& piece);
+  std::optional<Piece> PieceAfter(Piece piece) const;
+  void AskAhead(const Piece& piece);
   absl::StatusOr<std::span<const std::byte>> FetchedPage(size_t span, uint32_t layer);
   absl::Status Damaged(size_t span, uint32_t layer, absl::Status why);
   void GiveUp(const std::string& reason) { parts_.state->Shrink(0, reason); }
@@ -72,6 +91,15 @@ class ClientRestoreTicket : public RestoreTicket {
   std::vector<std::unique_ptr<const ChunkHeader>> headers_ ABSL_GUARDED_BY(mutex_);
   // TCP: pages handed out by Page(), by span × layers + layer.
   absl::flat_hash_map<uint64_t, std::vector<std::byte>> pages_ ABSL_GUARDED_BY(mutex_);
+  // TCP: what has been asked for before it was wanted.
+  struct Ahead {
+    std::map<Piece, std::unique_ptr<ClientConnection::Request>> asked;
+    std::optional<Piece> expected;  // follows the last one fetched
+    bool asking = false;            // a thread is
+    bool off = false;
+  };
+  Ahead pages_ahead_ ABSL_GUARDED_BY(mutex_);
+  Ahead headers_ahead_ ABSL_GUARDED_BY(mutex_);
 };
 
 absl::Status ClientRestoreTicket::Init(const wire::Frame& frame) {
@@ -277,25 +305,106 @@ absl::StatusOr<std::span<const std::byte>> ClientRestoreTicket::FetchedPage(size
   return std::span<const std::byte>(pages_.try_emplace(key, std::move(page)).first->second);
 }
 
-absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
-                                        std::span<std::byte> destination) {
+absl::StatusOr<std::unique_ptr<ClientConnection::Request>> ClientRestoreTicket::AskFor(
+    const Piece& piece) {
   wire::PageRead request;
   request.set_ticket(parts_.ticket);
-  request.set_span(static_cast<uint32_t>(span));
-  request.set_layer(layer);
+  request.set_span(static_cast<uint32_t>(piece.span));
+  request.set_layer(piece.layer);
+  request.set_offset(piece.offset);
+  request.set_length(static_cast<uint32_t>(piece.bytes));
+  return parts_.connection->Begin(wire::PAGE_READ, request.SerializeAsString(), {},
+                                  absl::Now() + parts_.connection->request_timeout());
+}
+
+// Layer by layer over all spans, as far as layers have arrived; headers by themselves.
+std::optional<Piece> ClientRestoreTicket::PieceAfter(Piece piece) const {
+  const bool header = piece.layer == kHeaderLayer;
+  const auto whole = [&] {
+    const ChunkGeometry& geometry = *sources_[piece.span].geometry;
+    return header ? geometry.header_bytes : geometry.page_bytes[piece.layer];
+  };
+  piece.offset += piece.bytes;
+  if (piece.offset >= whole()) {
+    piece.offset = 0;
+    ++piece.span;
+    const bool last = piece.span == spans_.size() ||
+                      spans_[piece.span].token_begin >= parts_.state->valid_tokens();
+    if (last && header) return std::nullopt;
+    if (last) {
+      piece.span = 0;
+      ++piece.layer;
+      if (piece.layer >= parts_.layout->layer_count() || !parts_.state->layer_ready(piece.layer))
+        return std::nullopt;
+    }
+  }
+  piece.bytes = std::min(kPagePieceBytes, whole() - piece.offset);
+  return piece;
+}
+
+void ClientRestoreTicket::AskAhead(const Piece& piece) {
+  std::vector<Piece> wanted;
+  const bool header = piece.layer == kHeaderLayer;
+  {
+    absl::MutexLock lock(&mutex_);
+    Ahead& ahead = header ? headers_ahead_ : pages_ahead_;
+    if (ahead.off || ahead.asking) return;
+    const bool in_order = !ahead.expected.has_value() || *ahead.expected == piece;
+    ahead.expected = PieceAfter(piece);
+    if (!in_order) {
+      // Read in another order, or by several threads: what was asked for was asked in vain.
+      ahead.off = !ahead.asked.empty();
+      return ahead.asked.clear();
+    }
+    for (auto next = ahead.expected;
+         next.has_value() && ahead.asked.size() + wanted.size() < kPiecesAhead;
+         next = PieceAfter(*next)) {
+      if (!ahead.asked.contains(*next)) wanted.push_back(*next);
+    }
+    ahead.asking = true;
+  }
+  std::vector<std::pair<Piece, std::unique_ptr<ClientConnection::Request>>> asked;
+  for (const Piece& next : wanted) {
+    auto request = AskFor(next);
+    if (!request.ok()) break;  // whoever wants it will see why
+    asked.emplace_back(next, *std::move(request));
+  }
+  absl::MutexLock lock(&mutex_);
+  Ahead& ahead = header ? headers_ahead_ : pages_ahead_;
+  ahead.asking = false;
+  for (auto& [next, request] : asked) ahead.asked.emplace(next, std::move(request));
+}
+
+absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
+                                        std::span<std::byte> destination) {
   for (uint64_t offset = 0; offset < destination.size();) {
-    const uint64_t bytes = std::min<uint64_t>(kPagePieceBytes, destination.size() - offset);
-    request.set_offset(offset);
-    request.set_length(static_cast<uint32_t>(bytes));
+    const Piece piece{.layer = layer,
+                      .span = span,
+                      .offset = offset,
+                      .bytes = std::min<uint64_t>(kPagePieceBytes, destination.size() - offset)};
+    std::unique_ptr<ClientConnection::Request> request;
+    {
+      absl::MutexLock lock(&mutex_);
+      Ahead& ahead = layer == kHeaderLayer ? headers_ahead_ : pages_ahead_;
+      const auto it = ahead.asked.find(piece);
+      if (it != ahead.asked.end()) {
+        request = std::move(it->second);
+        ahead.asked.erase(it);
+      }
+    }
+    if (request == nullptr) {
+      TK_ASSIGN_OR_RETURN(request, AskFor(piece));
+    }
+    AskAhead(piece);
     TK_ASSIGN_OR_RETURN(
         const wire::Frame frame,
-        parts_.connection->Roundtrip(wire::PAGE_READ, request.SerializeAsString(), {},
-                                     absl::Now() + parts_.connection->request_timeout()));
-    if (frame.raw().size() != bytes) {
-      return Internal("page read: {} bytes came, {} were asked for", frame.raw().size(), bytes);
+        parts_.connection->Await(*request, absl::Now() + parts_.connection->request_timeout()));
+    if (frame.raw().size() != piece.bytes) {
+      return Internal("page read: {} bytes came, {} were asked for", frame.raw().size(),
+                      piece.bytes);
     }
-    std::memcpy(destination.data() + offset, frame.raw().data(), bytes);
-    offset += bytes;
+    std::memcpy(destination.data() + offset, frame.raw().data(), piece.bytes);
+    offset += piece.bytes;
   }
   return absl::OkStatus();
 }

@@ -88,6 +88,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
 
   void Send(wire::FrameHeader header, std::string_view payload, std::span<const std::byte> raw = {},
             std::shared_ptr<const void> raw_owner = nullptr, std::vector<UniqueFd> fds = {});
+  // Whether an answer with a page goes out soon: not much that was sent before it is unread.
+  bool HasRoomForPages() const;
   // Sends the descriptors of those segments that the client does not have yet.
   absl::Status GrantSegments(const std::set<uint32_t>& segments);
   void RevokeSegments(const std::vector<uint32_t>& segments);

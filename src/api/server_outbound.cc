@@ -22,6 +22,10 @@ namespace {
 // The kernel passes at most 253 descriptors at once.
 constexpr size_t kGrantsPerFrame = 128;
 
+// Pages that are copied for a client beyond what it has taken: what a loopback takes in a
+// millisecond or two, so that it never waits for the next.
+constexpr uint64_t kPagesAheadBytes = 4 * kMiB;
+
 std::chrono::steady_clock::time_point DeadlineOf(const wire::FrameHeader& header) {
   constexpr uint64_t kLongest = 365ull * 86'400 * 1'000'000;
   const auto now = Responder::Clock::now();
@@ -111,6 +115,10 @@ void ServerConnection::Send(wire::FrameHeader header, std::string_view payload,
   }
 }
 
+bool ServerConnection::HasRoomForPages() const {
+  return outbound_bytes_ <= std::min(kPagesAheadBytes, context_.options().max_outbound_bytes / 2);
+}
+
 void ServerConnection::Flush() {
   while (!outbound_.empty() && !waiting_writable_) {
     OutboundFrame& frame = outbound_.front();
@@ -128,7 +136,9 @@ void ServerConnection::Flush() {
   socket_.async_wait(boost::asio::socket_base::wait_write,
                      [self = shared_from_this()](const boost::system::error_code& e) {
                        self->waiting_writable_ = false;
-                       if (!e && self->state_ != State::kClosed) self->Flush();
+                       if (e || self->state_ == State::kClosed) return;
+                       self->Flush();
+                       if (self->state_ == State::kOpen) self->tickets_->AnswerWaitingPages();
                      });
 }
 

@@ -12,6 +12,7 @@ namespace {
 
 // One answer; larger pages are read in pieces.
 constexpr uint32_t kMaxPieceBytes = 4 * kMiB;
+constexpr size_t kMaxWaitingPages = 256;
 
 const ChunkGeometry& GeometryFor(std::map<uint32_t, ChunkGeometry>& cache, const KvLayout& layout,
                                  uint32_t token_count) {
@@ -22,9 +23,33 @@ const ChunkGeometry& GeometryFor(std::map<uint32_t, ChunkGeometry>& cache, const
 
 }  // namespace
 
+// A client may ask for many pages at once. They are copied for it in the order in which they were
+// asked for, and only so far ahead of what it takes: its requests cost little memory here, and
+// never make it a slow reader.
 absl::Status ConnectionTickets::PageRead(const wire::Frame& frame,
                                          const std::shared_ptr<Responder>& responder) {
-  TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::PageRead>(frame.payload()));
+  TK_ASSIGN_OR_RETURN(auto message, wire::Parse<wire::PageRead>(frame.payload()));
+  if (waiting_pages_.empty() && connection_.HasRoomForPages()) return SendPage(message, *responder);
+  if (waiting_pages_.size() >= kMaxWaitingPages) {
+    return ResourceExhausted("page read: {} page requests of this connection wait, the limit is {}",
+                             waiting_pages_.size(), kMaxWaitingPages);
+  }
+  waiting_pages_.push_back({std::move(message), responder});
+  responder->ArmDeadline(responder);
+  return absl::OkStatus();
+}
+
+void ConnectionTickets::AnswerWaitingPages() {
+  while (!waiting_pages_.empty() && connection_.HasRoomForPages()) {
+    const WaitingPage page = std::move(waiting_pages_.front());
+    waiting_pages_.pop_front();
+    if (page.responder->answered()) continue;  // too late
+    const absl::Status status = SendPage(page.message, *page.responder);
+    if (!status.ok()) page.responder->Error(status);
+  }
+}
+
+absl::Status ConnectionTickets::SendPage(const wire::PageRead& message, Responder& responder) {
   TK_ASSIGN_OR_RETURN(Restore * restore, FindRestore("page read", message.ticket()));
   const RestoreOperation& operation = *restore->operation;
   const uint32_t layer = message.layer();
@@ -55,7 +80,7 @@ absl::Status ConnectionTickets::PageRead(const wire::Frame& frame,
   auto bytes = std::make_shared<std::vector<std::byte>>(from, from + message.length());
   wire::PageData reply;
   reply.set_ticket(message.ticket());
-  responder->Reply(reply.SerializeAsString(), *bytes, bytes);
+  responder.Reply(reply.SerializeAsString(), *bytes, bytes);
   return absl::OkStatus();
 }
 

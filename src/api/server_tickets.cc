@@ -9,6 +9,7 @@
 #include "api/wire_messages.h"
 #include "api/wire_plan.h"
 #include "core/check.h"
+#include "core/limits.h"
 #include "core/status.h"
 
 namespace turnkeep {
@@ -106,6 +107,10 @@ absl::Status ConnectionTickets::CheckNewTicket(uint64_t ticket) const {
     return ResourceExhausted("begin: this connection has {} tickets, the limit is {}", count(),
                              limit);
   }
+  const uint64_t all = connection_.context().totals().tickets;
+  if (all >= kMaxTickets)
+    return ResourceExhausted("begin: all clients have {} tickets, the limit is {}", all,
+                             kMaxTickets);
   return absl::OkStatus();
 }
 
@@ -479,6 +484,7 @@ void ConnectionTickets::Forget(uint64_t ticket) {
 
 void ConnectionTickets::Clear() {
   connection_.context().totals().tickets -= count();
+  waiting_pages_.clear();
   // Out of the maps first: an operation's end may call back.
   const auto saves = std::exchange(saves_, {});
   const auto restores = std::exchange(restores_, {});

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <span>
@@ -29,6 +30,8 @@ class ConnectionTickets {
   void Handle(wire::Frame& frame);
 
   size_t count() const { return saves_.size() + restores_.size(); }
+  // Answers page requests that waited, as far as there is room for them in the outbound queue.
+  void AnswerWaitingPages();
   void Clear();
 
  private:
@@ -80,7 +83,13 @@ class ConnectionTickets {
   absl::Status ReportDamage(const wire::Frame& frame);
   absl::Status Release(const wire::Frame& frame);
 
+  // A page request of which the answer waits until the client has taken others.
+  struct WaitingPage {
+    wire::PageRead message;
+    std::shared_ptr<Responder> responder;
+  };
   absl::Status PageRead(const wire::Frame& frame, const std::shared_ptr<Responder>& responder);
+  absl::Status SendPage(const wire::PageRead& message, Responder& responder);
   absl::Status PageWrite(const wire::Frame& frame);
   absl::Status WritePiece(Save& save, const wire::Frame& frame);
 
@@ -92,6 +101,7 @@ class ConnectionTickets {
   ServerConnection& connection_;
   std::map<uint64_t, Save> saves_;
   std::map<uint64_t, Restore> restores_;
+  std::deque<WaitingPage> waiting_pages_;
 };
 
 }  // namespace turnkeep

@@ -1,11 +1,14 @@
 // What a client that does not keep to the protocol gets: an error or the end of its
 // connection, and nobody else notices.
+#include <memory>
 #include <random>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "api/raw_connection.h"
+#include "core/limits.h"
 #include "core/status.h"
 #include "testing/client_factory.h"
 #include "testing/layouts.h"
@@ -252,6 +255,36 @@ TEST_F(Protocol, SlowReaderIsDisconnectedAndItsTicketsLiveUntilItHangsUp) {
   EXPECT_TRUE(Eventually([&] { return daemon_.server().counts().tickets == 0; }));
   EXPECT_EQ(daemon_.server().counts().outbound_bytes, 0);
   ExpectServing();
+}
+
+// Each connection has its own limit; what all of them have together has one, too.
+TEST(ProtocolTickets, OfAllClientsTogetherAreBounded) {
+  DaemonHarness daemon(HarnessOptions{.host_bytes = 16 * kMiB});
+  const Fingerprint layout = *daemon.UnixClient()->RegisterLayout(SmallLayout());
+  std::vector<std::unique_ptr<RawConnection>> clients;
+  wire::BeginRestoreRequest begin;
+  begin.set_session("nobody");  // a miss is a ticket, too
+  begin.set_layout(wire::IdBytes(layout));
+  begin.set_max_tokens(1);
+  begin.set_deadline_us(1'000'000);
+  for (uint32_t ticket = 0; ticket <= kMaxTickets; ++ticket) {
+    const uint32_t of_client = ticket % kMaxTicketsPerConnection;
+    if (of_client == 0) {
+      clients.push_back(std::make_unique<RawConnection>(daemon.socket_path()));
+      ASSERT_TRUE(clients.back()->Hello());
+    }
+    begin.set_ticket(of_client + 1);
+    ASSERT_TRUE(clients.back()->Request(wire::BEGIN_RESTORE, of_client + 1, begin));
+    if (ticket < kMaxTickets) {
+      const auto plan = clients.back()->Receive();
+      ASSERT_TRUE(plan.has_value());
+      ASSERT_EQ(plan->header().type, wire::BEGIN_RESTORE) << ticket;
+    } else {
+      const absl::Status refused = clients.back()->ReceiveError();
+      EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+      EXPECT_THAT(MessageOf(refused), HasSubstr("the limit is 4096"));
+    }
+  }
 }
 
 }  // namespace
