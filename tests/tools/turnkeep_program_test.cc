@@ -156,6 +156,17 @@ TEST_F(TurnkeepProgram, WithoutADaemonSaysWhatToStart) {
   EXPECT_THAT(err_, HasSubstr("turnkeepd --dir " + daemon_dir()));
 }
 
+TEST_F(TurnkeepProgram, APolicyThatDoesNotExistIsSaidWithItsKey) {
+  const int err = open(File("err").c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  for (const char* policy : {"clairvoyant", "belady"}) {
+    EXPECT_EQ(
+        Wait(Spawn({TURNKEEPD_PROGRAM, "--check-config", "--store.policy", policy}, err, err)), 2);
+    EXPECT_THAT(Content("err"), HasSubstr(std::string("store.policy: ")));
+    EXPECT_THAT(Content("err"), HasSubstr(policy));
+  }
+  close(err);
+}
+
 TEST_F(TurnkeepProgram, ClosedPipeEndsQuietly) {
   Save("alice", 16);
   int ends[2];

@@ -39,6 +39,20 @@ void AddGlobalOptions(CommandLine& line) {
   app.set_version_flag("--version", "turnkeep " TURNKEEP_VERSION, "Print the version");
 }
 
+// CLI11 takes "-5" for a count, as a very large one.
+void RefuseNegativeCounts(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_type_name().find("UINT") == std::string::npos) continue;
+    option->check(CLI::Validator(
+        [](const std::string& text) {
+          return text.starts_with("-") ? fmt::format("\"{}\" is below 0", text) : std::string();
+        },
+        ""));
+  }
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    RefuseNegativeCounts(*command);
+}
+
 int RunBody(CommandLine& line, Environment& environment) {
   Invocation invocation(environment, line.global);
   const auto timeout = ParseDuration(line.global.timeout_text);
@@ -118,6 +132,7 @@ void AddAllCommands(CommandLine& line) {
   AddBenchCommands(line);
   AddReplayCommand(line);
   AddCompletionCommand(line);
+  RefuseNegativeCounts(line.app);
 }
 
 int RunCommandLine(const std::vector<std::string>& arguments, Environment& environment) {

@@ -15,6 +15,7 @@
 #include "api/server.h"
 #include "core/status.h"
 #include "daemon_log.h"
+#include "store/policy.h"
 
 namespace turnkeep {
 namespace {
@@ -46,6 +47,16 @@ std::string ExitCodesHelp() {
          "  turnkeepd                                  defaults, everything in one folder\n"
          "  turnkeepd --dir /srv/turnkeep --store.disk_bytes 500GiB\n"
          "  turnkeepd --config /etc/turnkeep.toml --check-config\n";
+}
+
+// Said with the key, and by --check-config too: the configuration's reader does not know the names.
+absl::Status CheckPolicy(const DaemonConfig& config) {
+  const std::string& name = config.store.policy;
+  if (name == "belady") {
+    return InvalidArgument("store.policy: 'belady' must be told the future: it is for replay only");
+  }
+  const absl::Status made = MakePolicy(name).status();
+  return made.ok() ? made : InvalidArgument("store.policy: {}", MessageOf(made));
 }
 
 // Every key of the configuration as a flag.
@@ -164,7 +175,11 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kOk : kBadConfig;
   }
-  const auto config = LoadConfig(arguments.sources);
+  auto config = LoadConfig(arguments.sources);
+  if (const absl::Status policy = config.ok() ? CheckPolicy(*config) : absl::OkStatus();
+      !policy.ok()) {
+    config = policy;
+  }
   if (!config.ok()) {
     std::fprintf(stderr, "turnkeepd: %s\n", MessageOf(config.status()).c_str());
     return kBadConfig;
