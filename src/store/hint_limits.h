@@ -15,8 +15,10 @@ namespace turnkeep {
 
 // What is stored of a hint's target.
 struct HintedChunks {
-  std::vector<ChunkIndex> chunks;  // of the leading tokens that are stored, each once
-  ChunkIndex tail = kNoChunk;      // of them, if it is partly filled
+  std::vector<ChunkIndex> chunks;     // of the leading tokens that are stored, each once
+  std::vector<ChunkIndex> backwards;  // the same, from the last to the first
+  bool tail = false;                  // the last is partly filled
+  TurnInfo turn;                      // the session's last, as far as it is known
   uint64_t asked_tokens = 0;
   uint64_t stored_tokens = 0;
   uint64_t disk_bytes = 0;  // only on disk

@@ -77,6 +77,7 @@ absl::StatusOr<HintedChunks> StoreImpl::FindHinted(TenantNumber tenant_number,
     TK_ASSIGN_OR_RETURN(const Session* session, SessionOf(tenant_number, target.session));
     spans = session->spans;
     found.asked_tokens = session->token_count;
+    found.turn = session->last_turn;
     layout = state_.registry.LayoutAt(session->layout);
   } else {
     const Prompt prompt = target.prompt();
@@ -95,13 +96,15 @@ absl::StatusOr<HintedChunks> StoreImpl::FindHinted(TenantNumber tenant_number,
     // What follows a missing chunk is of no use without it.
     if (!entry.HasData() || found.stored_tokens >= found.asked_tokens) break;
     found.stored_tokens += span.count;
-    if (entry.token_count < layout->layout.chunk_tokens) found.tail = span.chunk;
+    found.tail = entry.token_count < layout->layout.chunk_tokens;
     if (!found.chunks.empty() && found.chunks.back() == span.chunk) continue;
     found.chunks.push_back(span.chunk);
     if (!entry.InHost()) found.disk_bytes += entry.slot_blocks * kBlockBytes;
   }
   found.stored_tokens = std::min(found.stored_tokens, found.asked_tokens);
   if (found.stored_tokens == 0) return NotFound("nothing of it is stored");
+  found.turn.context_tokens = found.asked_tokens;
+  found.backwards.assign(found.chunks.rbegin(), found.chunks.rend());
   // A view may show one chunk twice.
   std::sort(found.chunks.begin(), found.chunks.end());
   found.chunks.erase(std::unique(found.chunks.begin(), found.chunks.end()), found.chunks.end());
@@ -190,11 +193,9 @@ HintAnswer StoreImpl::HintExpect(const Expectations::Name& name, const HintedChu
     return Answer(HintOutcome::kRejected, "neither a stop reason nor a time is given");
   }
   if (item.stop != StopReason::kUnknown) {
-    for (const ChunkIndex chunk : found.chunks) {
-      state_.NotifyTurnEnded(
-          chunk,
-          {.stop = item.stop, .context_tokens = found.asked_tokens, .tail = chunk == found.tail});
-    }
+    TurnInfo turn = found.turn;
+    turn.stop = item.stop;
+    state_.NotifyTurn(turn, found.backwards, found.tail);
   }
   if (timed) {
     absl::StatusOr<Expectations::When> when = WhenOf(item, state_.NowNs());

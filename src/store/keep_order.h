@@ -32,6 +32,7 @@ class KeepOrder final : public EvictionPolicy {
   void Remove(ChunkIndex chunk) override;
   void Expect(ChunkIndex chunk, int64_t next_use) override { policy_->Expect(chunk, next_use); }
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override {
+    if (turn.is_use && links_.Contains(chunk)) links_.MoveToNewest(ListOf(keep(chunk)), chunk);
     policy_->NoteTurn(chunk, turn, now_ns);
   }
   void SetBelow(ChunkIndex chunk, bool below) override { policy_->SetBelow(chunk, below); }

@@ -78,8 +78,9 @@ void NextUsePolicy::Insert(ChunkIndex chunk, uint64_t, int64_t now_ns) {
 
 void NextUsePolicy::Touch(ChunkIndex chunk, int64_t now_ns) {
   State& state = At(chunk);
-  // Those that are shown and may not go are touched with time 0: they only move.
-  if (now_ns > 0 && now_ns != state.last_use_ns) Use(chunk, state, now_ns);
+  // Those that are shown and may not go are touched with time 0: they only move. So does what a
+  // turn brings for itself while it runs.
+  if (now_ns > 0 && now_ns != state.last_use_ns && !state.running) Use(chunk, state, now_ns);
   if (links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
@@ -91,8 +92,17 @@ void NextUsePolicy::Remove(ChunkIndex chunk) {
 void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) {
   State& state = At(chunk);
   const bool later = now_ns != state.last_use_ns;
-  if (later && turn.is_use) Observe(chunk, state, now_ns, /*sample=*/!turn.running);
-  if (later && !turn.is_use) Restart(chunk, state, now_ns);
+  if (turn.is_use) {
+    const bool same_turn = turn.goes_on && state.running;
+    // Who never tells of ends has its uses counted from one to the next.
+    const bool runs = turn.running && ends_are_told_;
+    if (later && !same_turn) Observe(chunk, state, now_ns, /*sample=*/!runs);
+    state.running = runs;
+  } else {
+    if (later) Restart(chunk, state, now_ns);
+    state.running = false;
+    ends_are_told_ = true;
+  }
   state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
   SetClass(chunk, state);
   if (later && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
@@ -126,13 +136,13 @@ void NextUsePolicy::AdvanceTo(int64_t now_ns) {
   AdvanceSamples();
 }
 
-// A use ends what was observed since the one before it. Without `sample` nothing is observed from
-// here on: the end of the turn begins it.
+// A use ends what was observed since the one before it, unless that one's turn was running all the
+// while. Without `sample` nothing is observed from here on: the end of the turn begins it.
 void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample) {
   AdvanceTo(now_ns);
   if (state.last_use_ns != kNever) {
     const double gap_s = static_cast<double>(now_ns - state.last_use_ns) * 1e-9;
-    if (Sampled(chunk)) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
+    if (Sampled(chunk) && !state.running) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
     state.gap = static_cast<uint8_t>(GapOf(gap_s));
   }
   state.last_use_ns = now_ns;

@@ -70,6 +70,7 @@ class NextUsePolicy final : public EvictionPolicy {
     uint16_t use_class = 0;
     uint16_t below = kNotBelow;  // its bucket of below_
     uint8_t gap = 0;
+    bool running = false;  // a turn uses it, and its end will be told
   };
   static_assert(sizeof(State) == 16);
   static constexpr uint16_t kNotBelow = 0xFFFF;
@@ -114,6 +115,7 @@ class NextUsePolicy final : public EvictionPolicy {
   std::array<ChunkLinks::List, kClasses> lists_;
   std::vector<State> states_;
   int64_t now_ns_ = 0;
+  bool ends_are_told_ = false;  // of a turn, once
 
   UseHazards hazards_{kClasses};
   // By the age that its samples have reached last; oldest first.

@@ -57,7 +57,7 @@ void Placement::HandleEach(PlacementEvent event, std::span<const ChunkIndex> chu
                            std::vector<PlacementAction>* actions) {
   switch (event.kind) {
     case PlacementEvent::Kind::kTouched:
-      for (const ChunkIndex chunk : chunks) Touched(chunk, event.now_ns);
+      for (const ChunkIndex chunk : chunks) Touched(chunk, event);
       break;
     case PlacementEvent::Kind::kHostPinned:
       for (const ChunkIndex chunk : chunks) Add(At(chunk).host_pins);
@@ -122,7 +122,7 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
       if (OnDisk(event.chunk)) DropDisk(event.chunk);
       break;
     case Kind::kTouched:
-      Touched(event.chunk, event.now_ns);
+      Touched(event.chunk, event);
       break;
     case Kind::kTurnEnded:
       if (event.turn.is_use) NoteUse(event.chunk, /*used=*/true);
@@ -157,12 +157,17 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
   }
 }
 
-void Placement::Touched(ChunkIndex chunk, int64_t now_ns) {
+void Placement::Touched(ChunkIndex chunk, const PlacementEvent& event) {
   NoteUse(chunk, /*used=*/true);
-  EndDropSoon(chunk, now_ns);
-  At(chunk).last_use_ns = now_ns;
-  host_policy_->Touch(chunk, now_ns);
-  disk_policy_->Touch(chunk, now_ns);
+  EndDropSoon(chunk, event.now_ns);
+  At(chunk).last_use_ns = event.now_ns;
+  if (event.turn.is_use) {
+    host_policy_->NoteTurn(chunk, event.turn, event.now_ns);
+    disk_policy_->NoteTurn(chunk, event.turn, event.now_ns);
+  } else {
+    host_policy_->Touch(chunk, event.now_ns);
+    disk_policy_->Touch(chunk, event.now_ns);
+  }
   Retry(chunk);
 }
 

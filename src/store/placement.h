@@ -59,7 +59,7 @@ struct PlacementEvent {
     kDiskWriteFailed,  // … or did not
     kDiskFound,        // recovery: `chunk` of `bytes` is on disk
     kDiskLost,         // the disk copy is gone for another reason
-    kTouched,          // used by a save or a restore
+    kTouched,          // used by a save or a restore; of which turn, if turn.is_use
     kExpected,         // its soonest known use is `next_use` (EvictionPolicy::Expect)
     kTurnEnded,        // `turn` used it last
     kKeep,    // a hint says `keep` (KeepOrder) of it; a use or kExpected ends kDropSoonKeep
@@ -199,7 +199,7 @@ class Placement {
 
   void Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void Annotate(int64_t now_ns, PlacementAction* action) const;
-  void Touched(ChunkIndex chunk, int64_t now_ns);
+  void Touched(ChunkIndex chunk, const PlacementEvent& event);
   void HandleCounts(const PlacementEvent& event);
   void DiskFound(const PlacementEvent& event);
   void HostFilled(const PlacementEvent& event, std::vector<PlacementAction>* actions);

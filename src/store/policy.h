@@ -50,7 +50,10 @@ struct TurnInfo {
   // and the time to the next use counts from here.
   bool is_use = false;
   bool running = false;  // is_use: the turn goes on, and its end is told later
-  bool tail = false;     // the chunk is a partly filled last one, which the next turn replaces
+  // is_use: if a turn that uses the chunk is running, this is that one (a save, after the restore
+  // of its session), and no second use.
+  bool goes_on = false;
+  bool tail = false;  // the chunk is a partly filled last one, which the next turn replaces
 };
 
 class EvictionPolicy {
@@ -69,8 +72,11 @@ class EvictionPolicy {
   // them is one or the other for all chunks. kNoExpectedUse takes it back. Ignored by policies that
   // do not look ahead.
   virtual void Expect(ChunkIndex /*chunk*/, int64_t /*next_use*/) {}
-  // Which turn used the chunk last, and how it ended. Ignored by policies that do not learn.
-  virtual void NoteTurn(ChunkIndex /*chunk*/, const TurnInfo& /*turn*/, int64_t /*now_ns*/) {}
+  // Which turn uses the chunk, or used it last, and how it ended. To policies that do not learn a
+  // use is a use, and an end nothing.
+  virtual void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) {
+    if (turn.is_use) Touch(chunk, now_ns);
+  }
 
   // Prediction, by next_use. A chunk that is no member may be read from the tier below, or not any
   // more. Idempotent.

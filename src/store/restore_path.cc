@@ -186,7 +186,12 @@ void StoreImpl::TouchSpans(RestoreJob* job) {
   for (size_t i = 0; i < touched.size(); ++i) {
     touched[touched.size() - 1 - i] = job->span_states[i].chunk;
   }
-  state_.NotifyAll(Kind::kTouched, touched);
+  if (touched.empty()) return;
+  const auto& last = job->spans.back();
+  const bool tail = last.chunk_token_count < job->layout->layout.chunk_tokens;
+  const uint64_t context_tokens = std::max(job->prompt_tokens, last.token_begin + last.token_count);
+  state_.NotifyTurn({.context_tokens = context_tokens, .is_use = true, .running = true}, touched,
+                    tail);
 }
 
 // False: there is no room for the load of span next_span.

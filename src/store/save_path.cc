@@ -141,9 +141,37 @@ absl::Status SaveTask::Plan(const SaveRequest& request) {
     known_tokens_ += span.count;
   }
   const absl::Status status = PlanRest(request, kept.binding);
-  const std::vector<ChunkIndex> touched(held_.rbegin(), held_.rend());
-  store_->state_.NotifyAll(Kind::kTouched, touched);
+  TellTurnBegins();
   return status;
+}
+
+void SaveTask::TellTurnBegins() {
+  store_->state_.mu.AssertHeld();
+  turn_ = {
+      .number = static_cast<uint32_t>(std::min<uint64_t>(expected_generation_ + 1, UINT32_MAX)),
+      .context_tokens = prompt_tokens_,
+      .new_tokens = prompt_tokens_ - known_tokens_};
+  TurnInfo begins = turn_;
+  begins.is_use = begins.running = begins.goes_on = true;
+  const std::vector<ChunkIndex> held(held_.rbegin(), held_.rend());
+  store_->state_.NotifyTurn(begins, held, /*tail=*/false);
+}
+
+void SaveTask::TellTurnEnded() {
+  StoreState& state = store_->state_;
+  state.mu.AssertHeld();
+  if (turn_.number == 0) return;
+  std::vector<ChunkIndex> chunks(held_.rbegin(), held_.rend());
+  bool tail = false;
+  if (published_) {
+    Session* session = state.sessions.Find(tenant_->number, session_);
+    session->last_turn = turn_;
+    chunks.clear();
+    for (size_t i = session->spans.size(); i-- > 0;) chunks.push_back(session->spans[i].chunk);
+    tail =
+        !chunks.empty() && state.catalog[chunks.front()].token_count < layout_->layout.chunk_tokens;
+  }
+  state.NotifyTurn(turn_, chunks, tail);
 }
 
 // What the session's own view has of the prompt: whole spans with data, without a tail that
@@ -381,6 +409,7 @@ absl::Status SaveTask::Publish(CommitResult* result, size_t* first_changed_span)
       std::mismatch(session->spans.begin(), session->spans.end(), view_.begin(), view_.end());
   *first_changed_span = static_cast<size_t>(same.first - session->spans.begin());
   store_->SetView(session, std::move(view_), "replaced by a later save of its session");
+  published_ = true;
   result->generation = session->generation;
   result->token_count = session->token_count;
   return absl::OkStatus();
@@ -390,6 +419,7 @@ void SaveTask::Release() {
   StoreState& state = store_->state_;
   state.mu.AssertHeld();
   released_ = true;
+  TellTurnEnded();
   for (const ChunkSlot& slot : slots_) {
     state.ReleaseSlot(slot.slot, layout_->Geometry(slot.token_count).slot_bytes);
   }

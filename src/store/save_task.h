@@ -55,6 +55,11 @@ class SaveTask final : public SaveOperation {
   absl::Status CutToSlots();
   void SealHeaders();
   absl::Status Publish(CommitResult* result, size_t* first_changed_span);
+  // The turn, of which a restore may have told already, uses what is held.
+  void TellTurnBegins();
+  // It has ended, as far as the store knows: what the session shows, or what was held, waits for
+  // the next.
+  void TellTurnEnded();
   void Release();
 
   StoreImpl* const store_;
@@ -71,10 +76,12 @@ class SaveTask final : public SaveOperation {
   std::vector<ChunkToSave> chunks_;
   std::vector<ChunkSlot> slots_;
   ChunkIndex parent_ref_ = kNoChunk;  // what the first chunk after the kept spans follows
+  TurnInfo turn_;                     // number 0: there is none (an import)
   int64_t begun_ns_ = 0;
   uint64_t known_tokens_ = 0;
   uint64_t accepted_tokens_ = 0;
   uint64_t prompt_tokens_ = 0;
+  bool published_ = false;
   bool released_ = false;
 };
 

@@ -39,6 +39,8 @@ struct Session {
   int64_t ttl_s = 0;  // 0: never
   bool pinned = false;
 
+  TurnInfo last_turn;  // that was saved since the store was opened
+
   // What the index holds of it, counting changes that are on their way.
   uint32_t persisted_span_blocks = 0;
   uint32_t most_span_blocks = 0;     // it may hold as many after a failed change

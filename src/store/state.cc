@@ -59,8 +59,17 @@ void StoreState::NotifyKeep(ChunkIndex chunk, int8_t keep) {
   Notify({.kind = Kind::kKeep, .chunk = chunk, .now_ns = NowNs(), .keep = keep});
 }
 
-void StoreState::NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) {
-  Notify({.kind = Kind::kTurnEnded, .chunk = chunk, .now_ns = NowNs(), .turn = turn});
+void StoreState::NotifyTurn(const TurnInfo& turn, std::span<const ChunkIndex> backwards,
+                            bool tail) {
+  PlacementEvent event{
+      .kind = turn.is_use ? Kind::kTouched : Kind::kTurnEnded, .now_ns = NowNs(), .turn = turn};
+  if (tail && !backwards.empty()) {
+    event.turn.tail = true;
+    NotifyAll(event, backwards.first(1));
+    event.turn.tail = false;
+    backwards = backwards.subspan(1);
+  }
+  NotifyAll(event, backwards);
 }
 
 void StoreState::RefusePrefetch(ChunkIndex chunk) {

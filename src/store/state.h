@@ -100,7 +100,10 @@ class StoreState {
   void NotifyExpected(ChunkIndex chunk, int64_t next_use) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // What a hint says of keeping it (KeepOrder).
   void NotifyKeep(ChunkIndex chunk, int8_t keep) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void NotifyTurnEnded(ChunkIndex chunk, const TurnInfo& turn) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // `turn` begins to use these, or has ended (TurnInfo::is_use), from the last chunk to the first,
+  // so that a prefix outlives what depends on it. `tail`: the last is partly filled.
+  void NotifyTurn(const TurnInfo& turn, std::span<const ChunkIndex> backwards, bool tail)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // The slot becomes the host copy of the chunk.
   void FillHost(ChunkIndex chunk, SlotRef slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 

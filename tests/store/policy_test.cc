@@ -251,6 +251,61 @@ TEST(Policy, NextUseCountsFromTheEndOfTheTurn) {
   EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 2, 0.1, 4), 0.9);
 }
 
+// A restore and, ten seconds later, the save of one turn are one use of it.
+TEST(Policy, NextUseCountsASaveAfterItsRestoreAsOneTurn) {
+  NextUsePolicy policy;
+  const TurnInfo restore = {.is_use = true, .running = true};
+  const TurnInfo save = {.is_use = true, .running = true, .goes_on = true};
+  int64_t now = kSecond;
+  for (ChunkIndex c = 0; c < 1000; ++c) {
+    policy.Insert(c, 1, now);
+    policy.NoteTurn(c, {}, now);
+  }
+  const auto tell = [&](const TurnInfo& turn) {
+    for (ChunkIndex c = 0; c < 1000; ++c) policy.NoteTurn(c, turn, now);
+  };
+  for (int turn = 0; turn < 100; ++turn) {
+    now += 120 * kSecond;
+    tell(restore);
+    now += 10 * kSecond;
+    for (ChunkIndex c = 0; c < 1000; ++c) policy.Touch(c, now);  // what it brought to host memory
+    tell(save);
+    now += 10 * kSecond;
+    tell({});
+  }
+  EXPECT_LT(policy.UseProbability({}, 140, 0.1, 60), 0.05);
+  EXPECT_GT(policy.UseProbability({}, 140, 100, 60), 0.9);
+}
+
+// Nobody told that the turn ended before the next began: how long it waited is not known.
+TEST(Policy, NextUseLearnsNothingFromATurnWhoseEndIsNotTold) {
+  NextUsePolicy policy;
+  int64_t now = kSecond;
+  policy.Insert(5000, 1, now);
+  policy.NoteTurn(5000, {.stop = StopReason::kEndTurn}, now);  // ends are told in general
+  for (ChunkIndex c = 0; c < 1000; ++c) policy.Insert(c, 1, now);
+  const double before = policy.UseProbability({}, 5, 1, 10);
+  for (int turn = 0; turn < 100; ++turn) {
+    now += 5 * kSecond;
+    for (ChunkIndex c = 0; c < 1000; ++c) {
+      policy.NoteTurn(c, {.is_use = true, .running = true}, now);
+    }
+  }
+  EXPECT_NEAR(policy.UseProbability({}, 5, 1, 10), before, 0.05);
+}
+
+// To who does not learn from turns the use that they tell of is one like any other.
+TEST(Policy, ATurnThatBeginsIsAUseToEveryPolicy) {
+  for (const char* name : {"lru", "look_ahead"}) {
+    SCOPED_TRACE(name);
+    const auto policy = *MakePolicy(name);
+    for (ChunkIndex c = 1; c <= 3; ++c) policy->Insert(c, 1, kSecond);
+    policy->NoteTurn(1, {.is_use = true, .running = true}, 2 * kSecond);
+    policy->NoteTurn(2, {}, 3 * kSecond);
+    EXPECT_THAT(Drain(*policy), ElementsAre(2, 3, 1));
+  }
+}
+
 // Of the tier below it shows who is likeliest to come back, of these the prefix first.
 TEST(Policy, NextUseShowsTheNearestOfTheTierBelow) {
   constexpr ChunkIndex kOften = 100, kAll = 1000;
