@@ -161,7 +161,8 @@ TEST_F(HintPath, APrefetchEvictsTheTailOfTheQueueAndNothingSooner) {
   EXPECT_TRUE(Absent(9));
   // The prefetch that brought a chunk holds it for a moment longer.
   ASSERT_TRUE(Eventually([&] {
-    for (const SessionSpan& span : kv().ShowSession("s8")->spans) {
+    const SessionDetail shown = *kv().ShowSession("s8");
+    for (const SessionSpan& span : shown.spans) {
       if (span.pin_count > 0) return false;
     }
     return true;
