@@ -293,6 +293,15 @@ TEST_F(HastyClient, GetsItsPagesInOrderAndIsNoSlowReader) {
 
 TEST_F(HastyClient, IsRefusedWhatWouldWaitWithoutBound) {
   ASSERT_NO_FATAL_FAILURE(AskFor(600));
+  // Nothing is taken before all are looked at: as many wait as may, and no answer is added.
+  uint64_t outbound = 0;
+  int unchanged = 0;
+  ASSERT_TRUE(Eventually([&] {
+    const ServerCounts counts = daemon_.server().counts();
+    unchanged = counts.outbound_bytes == outbound ? unchanged + 1 : 0;
+    outbound = counts.outbound_bytes;
+    return counts.running_calls == 256 && unchanged > 50;
+  }));
   int pages = 0;
   int refused = 0;
   for (uint64_t i = 0; i < 600; ++i) {
