@@ -101,6 +101,7 @@ void DiskWriter::Wake() {
 }
 
 void DiskWriter::WakeForWork() {
+  state_->mu.AssertHeld();
   if (HasWork()) Wake();
 }
 

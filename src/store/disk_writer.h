@@ -65,7 +65,7 @@ class DiskWriter {
   void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
   // The same where there is something to do: waking a thread for nothing costs its core
   // microseconds.
-  void WakeForWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) ABSL_LOCKS_EXCLUDED(wake_mu_);
+  void WakeForWork() ABSL_LOCKS_EXCLUDED(wake_mu_);  // under the store's lock
 
   // Waits until nothing is queued or running; false if the deadline came first.
   bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(state_->mu);
