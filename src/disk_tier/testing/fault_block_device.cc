@@ -114,6 +114,13 @@ class FaultBlockDevice::Impl {
     for (IoRequest& request : released) Pass(std::move(request));
   }
 
+  // False: Release has come first.
+  bool Delay(IoRequest* request) {
+    absl::MutexLock lock(&mutex_);
+    if (!released_) delayed_.push_back(std::move(*request));
+    return !released_;
+  }
+
   // Numbers a file call; the fault's status, or OK with `dropped` set when it must not be made.
   absl::Status FileCall(DeviceOp op, uint32_t file, uint64_t bytes, bool* dropped) {
     absl::MutexLock lock(&mutex_);
@@ -309,10 +316,7 @@ absl::Status FaultBlockDevice::Impl::Submit(std::span<IoRequest> requests) {
     Outcome outcome = Shape(fault, &request);
     if (!outcome.pass) {
       Complete(std::move(request.done), outcome.status, outcome.bytes);
-    } else if (outcome.delay) {
-      absl::MutexLock lock(&mutex_);
-      delayed_.push_back(std::move(request));
-    } else {
+    } else if (!outcome.delay || !Delay(&request)) {
       Pass(std::move(request));
     }
   }
