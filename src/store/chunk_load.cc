@@ -129,20 +129,17 @@ void StoreImpl::CompleteLoad(const std::shared_ptr<ChunkLoad>& load) {
   state_.FillHost(load->chunk, load->target.slot);
   ++state_.counters.chunks_read;
   state_.counters.bytes_read += load->slot_bytes;
-  for (const ChunkLoad::Waiter& waiter : load->waiters) {
-    RestoreJob::SpanState& span = waiter.job->span_states[waiter.span];
-    state_.PinHost(load->chunk);
-    span.host_pinned = true;
-    span.load.reset();
+  // Who waited for it, and who was cut and only keeps its slot.
+  for (std::vector<ChunkLoad::Waiter>* spans : {&load->waiters, &load->keepers}) {
+    for (const ChunkLoad::Waiter& waiter : *spans) {
+      RestoreJob::SpanState& span = waiter.job->span_states[waiter.span];
+      state_.PinHost(load->chunk);
+      span.host_pinned = true;
+      span.load.reset();
+      span.kept.reset();
+    }
+    spans->clear();
   }
-  load->waiters.clear();
-  for (const ChunkLoad::Waiter& keeper : load->keepers) {
-    RestoreJob::SpanState& span = keeper.job->span_states[keeper.span];
-    state_.PinHost(load->chunk);
-    span.host_pinned = true;
-    span.kept.reset();
-  }
-  load->keepers.clear();
   state_.Notify(Kind::kHostUnpinned, load->chunk);
   state_.DropOperationRef(load->chunk);
 }

@@ -276,8 +276,17 @@ class HastyClient : public PagePipeline {
           page.SerializeAsString()));
     }
   }
+  void Receive(uint64_t count) {
+    for (uint64_t i = 0; i < count; ++i) {
+      const auto answer = raw_.Receive();
+      ASSERT_TRUE(answer.has_value()) << i;
+      answer->header().type == wire::PAGE_READ ? ++pages_ : ++errors_;
+    }
+  }
   DaemonHarness daemon_{HarnessOptions{.server = {.max_outbound_bytes = kMiB}}};
   RawConnection raw_{daemon_.socket_path()};
+  int pages_ = 0;  // received
+  int errors_ = 0;
 };
 
 TEST_F(HastyClient, GetsItsPagesInOrderAndIsNoSlowReader) {
@@ -302,30 +311,18 @@ TEST_F(HastyClient, IsRefusedWhatWouldWaitWithoutBound) {
     outbound = counts.outbound_bytes;
     return counts.running_calls == 256 && unchanged > 50;
   }));
-  int pages = 0;
-  int refused = 0;
-  for (uint64_t i = 0; i < 600; ++i) {
-    const auto answer = raw_.Receive();
-    ASSERT_TRUE(answer.has_value()) << i;
-    answer->header().type == wire::PAGE_READ ? ++pages : ++refused;
-  }
-  EXPECT_GE(pages, 256);
-  EXPECT_GT(refused, 0);
+  ASSERT_NO_FATAL_FAILURE(Receive(600));
+  EXPECT_GE(pages_, 256);
+  EXPECT_GT(errors_, 0);
 }
 
 TEST_F(HastyClient, IsToldWhichPagesAreTooLate) {
   ASSERT_NO_FATAL_FAILURE(AskFor(250, 200'000));
   ASSERT_TRUE(Eventually([&] { return daemon_.server().counts().running_calls > 0; }));
   ASSERT_TRUE(Eventually([&] { return daemon_.server().counts().running_calls == 0; }));
-  int pages = 0;
-  int late = 0;
-  for (uint64_t i = 0; i < 250; ++i) {
-    const auto answer = raw_.Receive();
-    ASSERT_TRUE(answer.has_value()) << i;
-    answer->header().type == wire::PAGE_READ ? ++pages : ++late;
-  }
-  EXPECT_GT(pages, 0);
-  EXPECT_GT(late, 0);
+  ASSERT_NO_FATAL_FAILURE(Receive(250));
+  EXPECT_GT(pages_, 0);
+  EXPECT_GT(errors_, 0);
 }
 
 }  // namespace

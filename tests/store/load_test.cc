@@ -104,11 +104,15 @@ class LoadInTwoReads : public DiskSessions {
     }
     ASSERT_TRUE(file.flush().good());
   }
-  // Whether what the engine copies from is still the page; others take what slots they can.
-  void ExpectPageKept(uint64_t host_bytes) {
+  // What the engine copies from is still the page, while others take what slots they can; its slot
+  // goes with the restore.
+  void ExpectPageKeptUntilTheRelease(uint64_t host_bytes) {
     EXPECT_EQ(HostBytes(), host_bytes);
     for (uint64_t i = 1; i < 4; ++i) Save(i);
     EXPECT_TRUE(std::equal(page_.begin(), page_.end(), before_.begin()));
+    const uint64_t with = HostBytes();
+    restore_.reset();
+    EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
   }
 
   std::unique_ptr<RestoreTicket> restore_;
@@ -124,10 +128,7 @@ TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenItsLoadFails) {
   device_->Release();
   EXPECT_EQ(*restore_->WaitLayer(1), 0u);
   EXPECT_EQ(Restore(0).token_count, 0u);
-  ExpectPageKept(session_bytes_);
-  const uint64_t with = HostBytes();
-  restore_.reset();
-  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
+  ExpectPageKeptUntilTheRelease(session_bytes_);
 }
 
 TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenItsLoadIsCutAtADeadline) {
@@ -135,10 +136,7 @@ TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenItsLoadIsCutAtADeadline) {
   EXPECT_EQ(*restore_->WaitLayer(1, absl::ZeroDuration()), 0u);
   device_->Release();
   EXPECT_EQ(Restore(0).disk_tokens, kLoadTokens) << "read again, to another slot";
-  ExpectPageKept(2 * session_bytes_);
-  const uint64_t with = HostBytes();
-  restore_.reset();
-  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
+  ExpectPageKeptUntilTheRelease(2 * session_bytes_);
 }
 
 TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenAnotherRestoreGoesOnWithItsLoad) {
@@ -149,10 +147,7 @@ TEST_F(LoadInTwoReads, APageStaysWhereItIsWhenAnotherRestoreGoesOnWithItsLoad) {
   EXPECT_EQ(*other->WaitLayer(1), kLoadTokens);
   other.reset();
   ASSERT_TRUE(kv().DropSession("s0").ok());
-  ExpectPageKept(session_bytes_);
-  const uint64_t with = HostBytes();
-  restore_.reset();
-  EXPECT_TRUE(Eventually([&] { return HostBytes() == with - session_bytes_; }));
+  ExpectPageKeptUntilTheRelease(session_bytes_);
 }
 
 TEST_F(Load, AReportOfDamageInWhatIsStillReadDropsNothing) {
