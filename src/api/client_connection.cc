@@ -394,6 +394,11 @@ absl::StatusOr<wire::Frame> ClientConnection::Await(Request& request, absl::Time
   return std::move(call.result);
 }
 
+size_t ClientConnection::unanswered() const {
+  absl::MutexLock lock(&mutex_);
+  return pending_.size();
+}
+
 void ClientConnection::Forget(uint64_t request_id) {
   absl::MutexLock lock(&mutex_);
   pending_.erase(request_id);

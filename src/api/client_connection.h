@@ -68,6 +68,8 @@ class ClientConnection {
                                                  absl::Time deadline);
   absl::StatusOr<wire::Frame> Await(Request& request, absl::Time deadline,
                                     const VerifyProgress& progress = nullptr);
+  // Requests on their way, of all threads and tickets.
+  size_t unanswered() const;
   // Sends what has no reply.
   absl::Status Send(wire::MessageType type, std::string_view payload,
                     std::span<const std::byte> raw, absl::Time deadline);

@@ -34,6 +34,9 @@ struct Piece {
 
 // Asked for and not taken yet, at most; of kPagePieceBytes or less each.
 constexpr size_t kPiecesAhead = 8;
+// Nothing is asked for ahead while the connection has so many requests without an answer. The
+// daemon refuses the 257th page: half of that is left to what is wanted now.
+constexpr size_t kUnansweredAhead = 128;
 
 class ClientRestoreTicket : public RestoreTicket {
  public:
@@ -72,7 +75,9 @@ class ClientRestoreTicket : public RestoreTicket {
   // Over TCP: copies a page (kHeaderLayer: the header) from the daemon. Who reads page after page
   // has the next ones asked for meanwhile.
   absl::Status Fetch(size_t span, uint32_t layer, std::span<std::byte> destination);
-  absl::StatusOr<std::unique_ptr<ClientConnection::Request>> AskFor(const Piece& piece);
+  absl::StatusOr<std::unique_ptr<ClientConnection::Request>> AskFor(const Piece& piece,
+                                                                    absl::Time deadline);
+  absl::StatusOr<wire::Frame> FetchPiece(const Piece& piece);
   std::optional<Piece> PieceAfter(Piece piece) const;
   void AskAhead(const Piece& piece);
   absl::StatusOr<std::span<const std::byte>> FetchedPage(size_t span, uint32_t layer);
@@ -306,15 +311,14 @@ absl::StatusOr<std::span<const std::byte>> ClientRestoreTicket::FetchedPage(size
 }
 
 absl::StatusOr<std::unique_ptr<ClientConnection::Request>> ClientRestoreTicket::AskFor(
-    const Piece& piece) {
+    const Piece& piece, absl::Time deadline) {
   wire::PageRead request;
   request.set_ticket(parts_.ticket);
   request.set_span(static_cast<uint32_t>(piece.span));
   request.set_layer(piece.layer);
   request.set_offset(piece.offset);
   request.set_length(static_cast<uint32_t>(piece.bytes));
-  return parts_.connection->Begin(wire::PAGE_READ, request.SerializeAsString(), {},
-                                  absl::Now() + parts_.connection->request_timeout());
+  return parts_.connection->Begin(wire::PAGE_READ, request.SerializeAsString(), {}, deadline);
 }
 
 // Layer by layer over all spans, as far as layers have arrived; headers by themselves.
@@ -365,7 +369,8 @@ void ClientRestoreTicket::AskAhead(const Piece& piece) {
   }
   std::vector<std::pair<Piece, std::unique_ptr<ClientConnection::Request>>> asked;
   for (const Piece& next : wanted) {
-    auto request = AskFor(next);
+    if (parts_.connection->unanswered() >= kUnansweredAhead) break;
+    auto request = AskFor(next, absl::Now() + parts_.connection->request_timeout());
     if (!request.ok()) break;  // whoever wants it will see why
     asked.emplace_back(next, *std::move(request));
   }
@@ -375,6 +380,33 @@ void ClientRestoreTicket::AskAhead(const Piece& piece) {
   for (auto& [next, request] : asked) ahead.asked.emplace(next, std::move(request));
 }
 
+absl::StatusOr<wire::Frame> ClientRestoreTicket::FetchPiece(const Piece& piece) {
+  const absl::Time deadline = absl::Now() + parts_.connection->request_timeout();
+  std::unique_ptr<ClientConnection::Request> request;
+  {
+    absl::MutexLock lock(&mutex_);
+    Ahead& ahead = piece.layer == kHeaderLayer ? headers_ahead_ : pages_ahead_;
+    const auto it = ahead.asked.find(piece);
+    if (it != ahead.asked.end()) {
+      request = std::move(it->second);
+      ahead.asked.erase(it);
+    }
+  }
+  const bool asked_ahead = request != nullptr;
+  if (!asked_ahead) {
+    TK_ASSIGN_OR_RETURN(request, AskFor(piece, deadline));
+  }
+  AskAhead(piece);
+  auto frame = parts_.connection->Await(*request, deadline);
+  if (frame.ok() || !asked_ahead || parts_.connection->lost() || absl::Now() >= deadline) {
+    return frame;
+  }
+  // Its time began when it was asked for, which may be long before anybody wanted it; or there was
+  // no room for what is not wanted yet.
+  TK_ASSIGN_OR_RETURN(request, AskFor(piece, deadline));
+  return parts_.connection->Await(*request, deadline);
+}
+
 absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
                                         std::span<std::byte> destination) {
   for (uint64_t offset = 0; offset < destination.size();) {
@@ -382,23 +414,7 @@ absl::Status ClientRestoreTicket::Fetch(size_t span, uint32_t layer,
                       .span = span,
                       .offset = offset,
                       .bytes = std::min<uint64_t>(kPagePieceBytes, destination.size() - offset)};
-    std::unique_ptr<ClientConnection::Request> request;
-    {
-      absl::MutexLock lock(&mutex_);
-      Ahead& ahead = layer == kHeaderLayer ? headers_ahead_ : pages_ahead_;
-      const auto it = ahead.asked.find(piece);
-      if (it != ahead.asked.end()) {
-        request = std::move(it->second);
-        ahead.asked.erase(it);
-      }
-    }
-    if (request == nullptr) {
-      TK_ASSIGN_OR_RETURN(request, AskFor(piece));
-    }
-    AskAhead(piece);
-    TK_ASSIGN_OR_RETURN(
-        const wire::Frame frame,
-        parts_.connection->Await(*request, absl::Now() + parts_.connection->request_timeout()));
+    TK_ASSIGN_OR_RETURN(const wire::Frame frame, FetchPiece(piece));
     if (frame.raw().size() != piece.bytes) {
       return Internal("page read: {} bytes came, {} were asked for", frame.raw().size(),
                       piece.bytes);

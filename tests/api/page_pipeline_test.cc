@@ -3,12 +3,15 @@
 // in order, and copies no more of them than are soon taken.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,6 +24,7 @@
 #include "api/socket_connect.h"
 #include "api/turnkeep.pb.h"
 #include "api/unique_fd.h"
+#include "api/wire_messages.h"
 #include "core/limits.h"
 #include "core/status.h"
 #include "testing/client_factory.h"
@@ -33,11 +37,14 @@ namespace {
 
 // Passes frames between one client and the daemon. The first answer to a PAGE_READ is held until
 // `wanted` of them have been asked for, or for five seconds; after `ends_after` answers the
-// connection ends; `holds` keeps all answers to PAGE_READ back until Release.
+// connection ends; `holds` keeps all answers to PAGE_READ back until Release. With `ahead_fails`
+// each page but a ticket's first header and page is answered so when asked for the first time, as
+// a daemon does that held the request back too long, or that had too many of them.
 struct ProxyOptions {
   int wanted = 1;
   int ends_after = 1 << 30;
   bool holds = false;
+  absl::Status ahead_fails;
 };
 class Proxy {
  public:
@@ -59,6 +66,14 @@ class Proxy {
     absl::MutexLock lock(&mutex_);
     options_.holds = false;
   }
+  int in_flight() const {
+    absl::MutexLock lock(&mutex_);
+    return in_flight_;
+  }
+  int failed() const {
+    absl::MutexLock lock(&mutex_);
+    return failed_;
+  }
   int most_in_flight() const {
     absl::MutexLock lock(&mutex_);
     return most_in_flight_;
@@ -67,6 +82,8 @@ class Proxy {
  private:
   void Run(uint16_t daemon_port) {
     client_ = UniqueFd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    const int on = 1;
+    EXPECT_EQ(::setsockopt(client_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
     auto daemon = ConnectLoopback({.host = "127.0.0.1", .port = daemon_port},
                                   absl::Now() + absl::Seconds(10));
     ASSERT_TRUE(daemon.ok()) << daemon.status();
@@ -115,9 +132,36 @@ class Proxy {
       frame.resize(wire::FrameBytes(header.payload_bytes, header.raw_bytes));
       if (!ReadAll(from, frame.data() + head.size(), frame.size() - head.size())) return;
       if (header.type == wire::PAGE_READ && !Count(replies)) return;
+      if (header.type == wire::PAGE_READ && !options_.ahead_fails.ok())
+        Fail(header, replies, frame);
       if (!WriteAll(to, frame.data(), frame.size())) return;
       frame.resize(wire::kFrameHeaderBytes);
     }
+  }
+
+  // Remembers the requests that are to fail, and makes errors of their answers.
+  void Fail(const wire::FrameHeader& header, bool reply, std::vector<std::byte>& frame) {
+    if (!reply) {
+      const std::string payload(
+          reinterpret_cast<const char*>(frame.data()) + wire::kFrameHeaderBytes,
+          header.payload_bytes);
+      wire::PageRead request;
+      ASSERT_TRUE(request.ParseFromString(payload));
+      const bool first = request.span() == 0 && request.offset() == 0 &&
+                         (request.layer() == 0 || request.layer() == kHeaderLayer);
+      absl::MutexLock lock(&mutex_);
+      if (seen_.insert(payload).second && !first) to_fail_.insert(header.request_id);
+      return;
+    }
+    absl::MutexLock lock(&mutex_);
+    if (to_fail_.erase(header.request_id) == 0) return;
+    ++failed_;
+    wire::Error error;
+    wire::ToWire(options_.ahead_fails, &error);
+    const std::string answer = wire::EncodeFrameHead(
+        {.type = wire::ERROR, .request_id = header.request_id}, error.SerializeAsString(), 0);
+    const auto bytes = std::as_bytes(std::span(answer));
+    frame.assign(bytes.begin(), bytes.end());
   }
 
   // False when the connection is to end.
@@ -145,6 +189,9 @@ class Proxy {
   int in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
   int most_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
   int answers_ ABSL_GUARDED_BY(mutex_) = 0;
+  int failed_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<std::string> seen_ ABSL_GUARDED_BY(mutex_);
+  std::set<uint64_t> to_fail_ ABSL_GUARDED_BY(mutex_);
   std::thread up_;
 };
 
@@ -244,6 +291,59 @@ TEST_F(PagePipeline, APageThatDoesNotComeIsLateAndTheOthersAreForgotten) {
     EXPECT_TRUE(Eventually([&] { return client->StatSession("s").ok(); }));
     auto again = Begin(*client);
     EXPECT_TRUE(ReadAllPages(*again).ok());
+  }
+}
+
+// An engine may pause between two layers for longer than a request may take: what was asked for
+// meanwhile is then late, and asked for again when it is wanted.
+TEST_F(PagePipeline, WhatFailedBeforeItWasWantedIsAskedForAgain) {
+  DaemonHarness daemon({.tcp = true});
+  ASSERT_NO_FATAL_FAILURE(Save(daemon));
+  for (const absl::Status& fails :
+       {DeadlineExceeded("not done in time"), ResourceExhausted("too many wait")}) {
+    SCOPED_TRACE(fails.ToString());
+    Proxy proxy(daemon.server().tcp_port(), {.ahead_fails = fails});
+    const auto client = Connect(daemon, proxy);
+    ASSERT_NE(client, nullptr);
+    auto ticket = Begin(*client);
+    // All layers are there, so that every page but the first is asked for ahead.
+    ASSERT_TRUE(ticket->WaitLayer(pattern_.layer_count() - 1, absl::Seconds(10)).ok());
+    const absl::Status read = ReadAllPages(*ticket);
+    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_EQ(ticket->token_count(), context_.size());
+    EXPECT_GT(proxy.failed(), 20);
+  }
+}
+
+// The daemon keeps a bounded number of page requests of one connection waiting, for all tickets.
+TEST_F(PagePipeline, ManyRestoresTogetherAskForABoundedNumberAhead) {
+  constexpr int kRestores = 24;
+  DaemonHarness daemon({.tcp = true});
+  ASSERT_NO_FATAL_FAILURE(Save(daemon));
+  Proxy proxy(daemon.server().tcp_port(), {.holds = true});
+  {
+    const auto client = Connect(daemon, proxy);
+    ASSERT_NE(client, nullptr);
+    std::vector<std::unique_ptr<RestoreTicket>> tickets;
+    for (int i = 0; i < kRestores; ++i) tickets.push_back(Begin(*client));
+    std::vector<absl::Status> read(kRestores);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kRestores; ++i) {
+      threads.emplace_back([&, i] { read[i] = ReadAllPages(*tickets[i]); });
+    }
+    // Until nobody asks for more.
+    int unchanged = 0;
+    int before = 0;
+    EXPECT_TRUE(Eventually([&] {
+      const int now = proxy.in_flight();
+      unchanged = now == before ? unchanged + 1 : 0;
+      before = now;
+      return now >= 128 && unchanged > 50;
+    }));
+    EXPECT_LE(proxy.most_in_flight(), 128 + 2 * kRestores);
+    proxy.Release();
+    for (std::thread& thread : threads) thread.join();
+    for (const absl::Status& status : read) EXPECT_TRUE(status.ok()) << status;
   }
 }
 
