@@ -119,7 +119,7 @@ void ServerConnection::Close(const std::string& why) {
   const auto self = shared_from_this();
   spdlog::debug("{}: closed, {}; {} tickets released", Name(), why, tickets_->count());
   state_ = State::kClosed;
-  closed_->store(true);
+  wanted_.reset();
   tickets_->Clear();
   gpu_.reset();
   sending_stopped_ = true;
@@ -241,8 +241,8 @@ void ServerConnection::RunCall(wire::Frame& frame) {
   wire::FrameReader::Keep(frame);
   // Shared by the worker and, for its progress, the way back.
   auto kept = std::make_shared<wire::Frame>(std::move(frame));
-  auto work = [responder, kept, gate = context_.gate(), tenant = tenant_, closed = closed_,
-               &context = context_] {
+  auto work = [responder, kept, gate = context_.gate(), tenant = tenant_,
+               wanted = std::weak_ptr(wanted_), &context = context_] {
     absl::StatusOr<std::string> result =
         DeadlineExceeded("{}: waited too long for a worker", wire::TypeName(kept->header().type));
     if (!responder->expired() && kept->header().type != wire::VERIFY) {
@@ -258,7 +258,7 @@ void ServerConnection::RunCall(wire::Frame& frame) {
       };
       // It may take hours: not for a client that has gone, nor while the daemon stops.
       const auto cancelled = [&] {
-        return closed->load() || context.draining() || responder->expired();
+        return wanted.expired() || context.draining() || responder->expired();
       };
       result = RunVerify(context.store(), tenant.number, *kept, push, cancelled);
       if (!result.ok() && responder->expired()) result = responder->Late();

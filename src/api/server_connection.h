@@ -8,7 +8,6 @@
 // the slots of its saves, so they must not be given to anybody else.
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -65,6 +64,10 @@ class Responder {
   const Clock::time_point deadline_;
   bool answered_ = false;
 };
+
+// Lives as long as somebody wants an answer: who works at one holds a weak_ptr of it. Its only
+// sharer is whoever wants it.
+using Wanted = std::shared_ptr<const int>;
 
 struct OutboundFrame {
   std::string head;                       // header, payload and padding
@@ -144,8 +147,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   std::unique_ptr<ConnectionTickets> tickets_;
   std::unique_ptr<GpuEngine> gpu_;  // from the first report on, until it closes
 
-  // Shared with calls that run on workers: whether anybody still waits for them.
-  const std::shared_ptr<std::atomic<bool>> closed_ = std::make_shared<std::atomic<bool>>(false);
+  // Ends with the connection: calls that run on workers see by it whether anybody waits for them.
+  Wanted wanted_ = std::make_shared<const int>();
 
   std::deque<OutboundFrame> outbound_;
   uint64_t outbound_bytes_ = 0;

@@ -289,7 +289,7 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   ServerContext& context = connection_.context();
   ++context.totals().tickets;
   const TenantNumber tenant = connection_.tenant().number;
-  auto abandoned = [wanted = std::weak_ptr<const int>(restore.wanted)] { return wanted.expired(); };
+  auto abandoned = [wanted = std::weak_ptr(restore.wanted)] { return wanted.expired(); };
   auto done = Begun(ticket, responder, &ConnectionTickets::FinishBeginRestore);
   if (job->request.prompt.token_count() <= kInlineTokens) {
     context.store().BeginRestore(tenant, job->request, std::move(done), std::move(abandoned));

@@ -46,7 +46,7 @@ class ConnectionTickets {
   struct ProgressBox;
   struct Restore {
     std::unique_ptr<RestoreOperation> operation;  // null while it is beginning
-    std::shared_ptr<const int> wanted;            // the store sees by it whether the ticket lives
+    Wanted wanted;                                // ends with the ticket
     RestoreProgress sent;
     Geometries geometries;
   };

@@ -61,11 +61,9 @@ class DiskWriter {
   // store's lock.
   bool IndexIsBehind(uint64_t session) const;
 
-  // Looks for work. Call after changes of the state that may have queued some.
-  void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
-  // The same where there is something to do: waking a thread for nothing costs its core
-  // microseconds.
-  void WakeForWork() ABSL_LOCKS_EXCLUDED(wake_mu_);  // under the store's lock
+  // To be called after changes of the state that may have queued work, under the store's lock.
+  // Wakes the writer only where there is some: to wake it for nothing costs microseconds.
+  void WakeForWork() ABSL_LOCKS_EXCLUDED(wake_mu_);
 
   // Waits until nothing is queued or running; false if the deadline came first.
   bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(state_->mu);
@@ -82,6 +80,7 @@ class DiskWriter {
   using Jobs = std::vector<std::unique_ptr<Job>>;
 
   void Run();
+  void Wake() ABSL_LOCKS_EXCLUDED(wake_mu_);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
   Jobs TakeJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu);
   // The removals that may be applied now. `overwritten` gets the extents whose chunk has a newer

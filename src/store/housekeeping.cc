@@ -48,8 +48,8 @@ void StoreImpl::Housekeep() {
       }
       retired = state_.arena->TakeRetired();
       if (stop_ && cut.empty() && restores.empty()) return;
+      writer_->WakeForWork();
     }
-    writer_->Wake();
     for (const auto& job : prefetches) RunPrefetch(job);
     for (WaitingRestore& waiting : restores) {
       FinishWaiting(std::move(waiting));

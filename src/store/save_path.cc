@@ -54,8 +54,8 @@ void StoreImpl::StartSave(std::unique_ptr<SaveTask> task, absl::Duration space_d
         status = task->CutToSlots();
       }
     }
+    writer_->WakeForWork();
   }
-  writer_->Wake();
   if (task == nullptr) return;  // it waits; RetryWaitingSaves goes on with it
   if (!status.ok()) {
     task.reset();
@@ -89,8 +89,8 @@ void SaveTask::Commit(std::function<void(absl::StatusOr<CommitResult>)> done) {
       store_->PersistSession(session, first_changed_span, std::move(persisted));
       if (wait) done = nullptr;
     }
+    store_->writer_->WakeForWork();
   }
-  store_->writer_->Wake();
   if (!status.ok()) return done(status);
   if (done) done(result);
 }
@@ -109,6 +109,7 @@ SaveTask::~SaveTask() {
   absl::MutexLock lock(&store_->state_.mu);
   if (!released_) Release();
   --store_->state_.open_tickets;
+  store_->writer_->WakeForWork();
 }
 
 absl::Status SaveTask::CheckGeneration() {

@@ -219,7 +219,6 @@ absl::StatusOr<SessionInfo> StoreImpl::TruncateSession(TenantNumber tenant,
     info = InfoOf(*session);
     PersistSession(session, first_changed, persisted.Callback());
   }
-  writer_->Wake();
   TK_RETURN_IF_ERROR(persisted.Wait());
   return info;
 }
@@ -260,7 +259,6 @@ absl::Status StoreImpl::DropSession(TenantNumber tenant, const std::string& name
     EraseSession(session, "its session was dropped");
     writer_->Persist(number, std::move(end), {}, persisted.Callback());
   }
-  writer_->Wake();
   return persisted.Wait();
 }
 

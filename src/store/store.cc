@@ -194,7 +194,8 @@ absl::Status StoreImpl::StartRun() {
     TK_RETURN_IF_ERROR(ApplyBlocking(*state_.disk.index, std::move(batch), SyncMode::kSync));
   }
   housekeeper_ = std::thread([this] { Housekeep(); });
-  writer_->Wake();
+  absl::MutexLock lock(&state_.mu);
+  writer_->WakeForWork();
   return absl::OkStatus();
 }
 

@@ -138,11 +138,11 @@ absl::StatusOr<VerifyReport> StoreImpl::Verify(
     {
       absl::MutexLock lock(&state_.mu);
       state_.DropOperationRef(chunk);
+      writer_->WakeForWork();
       if (status.ok()) status = CheckOpen();
     }
     if (status.ok() && progress) progress(report.bytes_checked, total_bytes);
   }
-  writer_->Wake();
   TK_RETURN_IF_ERROR(status);
   return report;
 }

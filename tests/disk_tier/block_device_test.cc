@@ -18,14 +18,14 @@
 
 #include "core/units.h"
 #include "disk_tier/aligned_buffer.h"
-#include "disk_tier/temp_directory.h"
 #include "disk_tier/testing/memory_block_device.h"
+#include "testing/temporary_directory.h"
 
 namespace turnkeep {
 namespace {
 
 using Engine = BlockDeviceOptions::Engine;
-using testing::TempDirectory;
+using testing::TemporaryDirectory;
 
 struct Kind {
   std::string name;
@@ -74,7 +74,7 @@ class BlockDeviceTest : public ::testing::TestWithParam<Kind> {
     device_ = std::move(*device);
   }
 
-  TempDirectory directory_;
+  TemporaryDirectory directory_;
   std::shared_ptr<MemoryDisk> disk_ = std::make_shared<MemoryDisk>();
   std::unique_ptr<BlockDevice> device_;
 };

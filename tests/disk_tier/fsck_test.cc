@@ -11,7 +11,7 @@
 
 #include "disk_tier/data_fixture.h"
 #include "disk_tier/extent_file_header.h"
-#include "disk_tier/temp_directory.h"
+#include "testing/temporary_directory.h"
 
 namespace turnkeep {
 namespace {
@@ -19,7 +19,7 @@ namespace {
 using testing::CollectingVisitor;
 using testing::SmallLayout;
 using testing::SmallTier;
-using testing::TempDirectory;
+using testing::TemporaryDirectory;
 using testing::TestChunk;
 using testing::WriteChunks;
 
@@ -46,7 +46,7 @@ class FsckTest : public ::testing::Test {
   }
   std::string path() const { return directory_.path() + "/data"; }
 
-  TempDirectory directory_;
+  TemporaryDirectory directory_;
   ChunkGeometry geometry_ = GeometryOf(SmallLayout(), 16);
 };
 

@@ -11,14 +11,14 @@
 
 #include "disk_tier/collecting_visitor.h"
 #include "disk_tier/rocks_index.h"
-#include "disk_tier/temp_directory.h"
 #include "disk_tier/testing/fault_index.h"
+#include "testing/temporary_directory.h"
 
 namespace turnkeep {
 namespace {
 
 using testing::CollectingVisitor;
-using testing::TempDirectory;
+using testing::TemporaryDirectory;
 using testing::TestChunk;
 
 class IndexTest : public ::testing::Test {
@@ -44,7 +44,7 @@ class IndexTest : public ::testing::Test {
     return names;
   }
 
-  TempDirectory directory_;
+  TemporaryDirectory directory_;
 };
 
 SessionRecord SomeSession(uint64_t number, uint32_t span_blocks) {

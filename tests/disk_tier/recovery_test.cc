@@ -10,7 +10,7 @@
 
 #include "disk_tier/data_fixture.h"
 #include "disk_tier/extent_file_header.h"
-#include "disk_tier/temp_directory.h"
+#include "testing/temporary_directory.h"
 
 namespace turnkeep {
 namespace {
@@ -18,7 +18,7 @@ namespace {
 using testing::CollectingVisitor;
 using testing::SmallLayout;
 using testing::SmallTier;
-using testing::TempDirectory;
+using testing::TemporaryDirectory;
 using testing::TestChunk;
 using testing::WriteChunks;
 
@@ -68,7 +68,7 @@ class RecoveryTest : public ::testing::Test {
     file.put(static_cast<char>(byte ^ 1));
   }
 
-  TempDirectory directory_;
+  TemporaryDirectory directory_;
 };
 
 TEST_F(RecoveryTest, ANewDirectoryIsEmptyAndPrivate) {
