@@ -120,6 +120,18 @@ void ConvertTile(D d, const TileRows<T>& from, size_t dim, float* HWY_RESTRICT t
   }
 }
 
+// The scaled queries of a unit's first rows, [rows][head_dim].
+template <class T, class D>
+void LoadQueryRows(D d, const UnitTask& task, uint32_t rows, float* q) {
+  const size_t dim = task.shape->head_dim;
+  for (uint32_t r = 0; r < rows; ++r, q += dim) {
+    const auto* const query = reinterpret_cast<const T*>(task.QueryOf(r));
+    for (size_t j = 0; j < dim; j += hn::Lanes(d))
+      hn::StoreU(hn::Mul(LoadFloats(d, query + j), hn::Set(d, task.shape->scale * kLog2E)), d,
+                 q + j);
+  }
+}
+
 // Scores that are not to be seen become -inf.
 void HideTokens(const UnitTask& task, uint32_t first_row, uint32_t row_count, uint32_t begin,
                 uint32_t end, size_t stride, float* s) {
@@ -136,6 +148,9 @@ void HideTokens(const UnitTask& task, uint32_t first_row, uint32_t row_count, ui
 #include "kernels/attention_few_rows.inc"   // NOLINT
 #include "kernels/attention_many_rows.inc"  // NOLINT
 
+// With the softmax and the value loop of many rows.
+#include "kernels/attention_eight_rows.inc"  // NOLINT
+
 template <class D, class T>
 void RunTyped(D d, const UnitTask& task, float* scratch) {
   switch (task.row_count()) {
@@ -148,6 +163,7 @@ void RunTyped(D d, const UnitTask& task, float* scratch) {
     case 4:
       return RunFewRows<4, D, T>(d, task, scratch);
     default:
+      if (task.row_count() <= kEightRows) return RunEightRows<D, T>(d, task, scratch);
       return RunManyRows<D, T>(d, task, scratch);
   }
 }

@@ -1,10 +1,11 @@
 // The CPU executor of attention plans: float32 accumulation, Google Highway with run-time dispatch
 // up to AVX-512.
 //
-// Two kernels. Units with few query rows (a row is one query of one head of the group) stream K and
-// V through registers: bytes bound. Units with more convert a tile of 48 tokens to float32 once
-// and use it for all rows in register blocks, scores transposed so that nothing is reduced across
-// lanes: operations bound. docs/kernels.md has the floors of both.
+// Three kernels. Units with few query rows (a row is one query of one head of the group) stream K
+// and V through registers: bytes bound. Units of five to eight rows do so for two halves of their
+// rows. Units with more convert the keys of a tile of 48 tokens to float32 once and use them for
+// all rows in register blocks, scores transposed so that nothing is reduced across lanes:
+// operations bound. docs/kernels.md has the floors of all.
 //
 //   CpuAttention attention(&pool);
 //   attention.Run(shape, kv, plan, {queries, output, lse});

@@ -23,6 +23,8 @@ inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kLn2 = 0.69314718f;
 // Below this the streaming kernel runs.
 inline constexpr uint32_t kManyRows = 5;
+// Up to here one block of rows runs.
+inline constexpr uint32_t kEightRows = 8;
 
 struct UnitTask {
   const AttentionShape* shape = nullptr;
@@ -153,8 +155,11 @@ struct RowScratch {
 
   static constexpr size_t kAlignment = 64 / sizeof(float);
 
+  static constexpr size_t kStripFloats = 2 * kTileTokens * kMaxLanes;
+
   static size_t FloatsFor(uint32_t dim) {
-    return 2 * kMaxRows * dim + kTileTokens * (dim + kMaxRows) + 2 * kMaxRows + kAlignment;
+    return 2 * kMaxRows * dim + kTileTokens * (dim + kMaxRows) + 2 * kMaxRows + kStripFloats +
+           kAlignment;
   }
 
   RowScratch(float* memory, uint32_t base, uint32_t count, size_t lanes, size_t dim)
@@ -165,7 +170,8 @@ struct RowScratch {
         output(queries + kMaxRows * dim),
         keys(output + kMaxRows * dim),
         scores(keys + kTileTokens * dim),
-        max(scores + kTileTokens * kMaxRows),
+        strip(scores + kTileTokens * kMaxRows),
+        max(strip + kStripFloats),
         sum(max + kMaxRows) {}
 
   // To a cache line: every other vector would lie in two of them.
@@ -182,6 +188,7 @@ struct RowScratch {
   float* output;    // [rows][dim]
   float* keys;      // [kTileTokens][dim]
   float* scores;    // [blocks of 2 vectors of rows][kTileTokens][rows]
+  float* strip;     // [kTileTokens][2 vectors]
   float* max;
   float* sum;
 };
@@ -190,6 +197,7 @@ struct RowScratch {
 inline uint64_t ScoresOf(const AttentionPlan::Unit& unit, uint32_t group, size_t lanes) {
   const uint64_t rows = uint64_t{unit.query_count} * group;
   if (rows < kManyRows) return rows * unit.token_count;
+  if (rows <= kEightRows) return uint64_t{kEightRows} * unit.token_count;
   uint64_t padded = rows / kRowsAtOnce * kRowsAtOnce;
   padded += (rows % kRowsAtOnce + lanes - 1) / lanes * lanes;
   return padded * unit.token_count;
