@@ -1,9 +1,14 @@
 #include "core/chunk_header.h"
 
+#include <cstring>
 #include <random>
+#include <span>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "core/digest.h"
+#include "core/limits.h"
 #include "core/status.h"
 
 namespace turnkeep {
@@ -94,6 +99,53 @@ TEST(ChunkHeader, ReservedBytesMustBeZeroEvenUnderARightRoot) {
     std::memcpy(slot.data() + bound.size(), &root, sizeof(root));
     const auto decoded = DecodeChunkHeader(slot, header.id, header.epoch, root);
     EXPECT_EQ(decoded.status().code(), absl::StatusCode::kDataLoss) << offset;
+  }
+}
+
+// Counts that only a right root would let through, were they not looked at first.
+TEST(ChunkHeader, EveryFieldIsCheckedEvenUnderARightRoot) {
+  const ChunkHeader header = ExampleHeader(true);
+  const auto with = [&](size_t offset, auto value, uint64_t encoded_bytes) {
+    std::vector<std::byte> slot(encoded_bytes + kLayerDigestOffset);
+    EncodeChunkHeader(header, std::span(slot).first(slot.size()));
+    std::memcpy(slot.data() + offset, &value, sizeof(value));
+    if (offset != 12) {
+      const auto size = static_cast<uint32_t>(encoded_bytes);
+      std::memcpy(slot.data() + 12, &size, sizeof(size));
+    }
+    const Digest root =
+        ComputeDigest({.chunk = header.id, .layer = kHeaderLayer, .epoch = header.epoch},
+                      std::span(slot).first(encoded_bytes - sizeof(Digest)));
+    std::memcpy(slot.data() + encoded_bytes - sizeof(Digest), &root, sizeof(root));
+    Digest found;
+    return DecodeAnyChunkHeader(slot, &found).status();
+  };
+  const uint64_t bytes = EncodedChunkHeaderBytes(7, 21, 0);
+  ASSERT_TRUE(with(20, uint32_t{21}, bytes).ok());
+  EXPECT_TRUE(absl::IsDataLoss(with(0, 'X', bytes))) << "magic";
+  EXPECT_TRUE(absl::IsDataLoss(with(8, uint32_t{2}, bytes))) << "version";
+  EXPECT_TRUE(absl::IsDataLoss(with(12, static_cast<uint32_t>(bytes + 8), bytes + 8)))
+      << "longer than its counts say";
+  EXPECT_TRUE(absl::IsDataLoss(with(16, uint32_t{0}, EncodedChunkHeaderBytes(0, 21, 0))));
+  EXPECT_TRUE(
+      absl::IsDataLoss(with(16, kMaxLayers + 1, EncodedChunkHeaderBytes(kMaxLayers + 1, 21, 0))));
+  EXPECT_TRUE(absl::IsDataLoss(with(20, uint32_t{0}, EncodedChunkHeaderBytes(7, 0, 0))));
+  EXPECT_TRUE(absl::IsDataLoss(
+      with(20, kMaxChunkTokens + 1, EncodedChunkHeaderBytes(7, kMaxChunkTokens + 1, 0))));
+  EXPECT_TRUE(absl::IsDataLoss(
+      with(24, kMaxBlockHashBytes + 1, EncodedChunkHeaderBytes(7, 21, kMaxBlockHashBytes + 1))));
+}
+
+// What lies behind the slot belongs to another chunk, however well it would fit.
+TEST(ChunkHeader, IsNotReadPastItsSlot) {
+  const ChunkHeader header = ExampleHeader(true);
+  std::vector<std::byte> slot(EncodedChunkHeaderBytes(7, 21, 0));
+  EncodeChunkHeader(header, slot);
+  Digest root;
+  ASSERT_TRUE(DecodeAnyChunkHeader(slot, &root).ok());
+  for (const size_t size : {slot.size() - 1, size_t{kLayerDigestOffset}, size_t{10}}) {
+    EXPECT_TRUE(absl::IsDataLoss(DecodeAnyChunkHeader(std::span(slot).first(size), &root).status()))
+        << size;
   }
 }
 

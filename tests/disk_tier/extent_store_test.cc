@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "core/digest.h"
 #include "disk_tier/aligned_buffer.h"
 #include "disk_tier/extent_file_header.h"
 #include "disk_tier/testing/fault_block_device.h"
@@ -369,6 +371,37 @@ TEST(ExtentFileHeader, RoundTripsAndEveryFlippedBitIsDamage) {
     ASSERT_TRUE(absl::IsDataLoss(DecodeExtentFileHeader(block.span(), 9).status())) << bit;
     block.data()[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
   }
+}
+
+// A right digest over what no header of ours says.
+TEST(ExtentFileHeader, EveryFieldIsCheckedUnderARightDigest) {
+  const ExtentFileHeader good{.file = 9,
+                              .slot_count = 15,
+                              .store_id = {7},
+                              .slot_bytes = kSlot,
+                              .file_bytes = kExtentHeaderBytes + 15 * kSlot,
+                              .created_unix_s = 12};
+  AlignedBuffer block(kExtentHeaderBytes);
+  const auto with = [&](size_t offset, auto value, uint32_t sealed_for = 9) {
+    EncodeExtentFileHeader(good, block.span());
+    std::memcpy(block.data() + offset, &value, sizeof(value));
+    const size_t bound = kExtentHeaderBytes - sizeof(Digest);
+    const Digest digest =
+        ComputeDigest({.layer = kHeaderLayer, .epoch = sealed_for}, std::span(block.data(), bound));
+    std::memcpy(block.data() + bound, &digest, sizeof(digest));
+    return DecodeExtentFileHeader(block.span(), sealed_for).status();
+  };
+  EXPECT_TRUE(with(8, kExtentFormatVersion).ok());
+  EXPECT_TRUE(absl::IsDataLoss(with(0, 'X'))) << "magic";
+  EXPECT_TRUE(absl::IsDataLoss(with(8, uint32_t{0}))) << "version 0";
+  EXPECT_TRUE(absl::IsFailedPrecondition(with(8, kExtentFormatVersion + 1))) << "newer version";
+  EXPECT_TRUE(absl::IsDataLoss(with(12, uint32_t{9}, 8))) << "sealed for another file";
+  EXPECT_TRUE(absl::IsDataLoss(with(32, uint64_t{0}))) << "slots of nothing";
+  EXPECT_TRUE(absl::IsDataLoss(with(32, uint64_t{kSlot / 2 + 1}))) << "slots off the blocks";
+  EXPECT_TRUE(absl::IsDataLoss(with(48, uint32_t{16}))) << "more slots than fit";
+  EncodeExtentFileHeader(good, block.span());
+  EXPECT_TRUE(absl::IsDataLoss(
+      DecodeExtentFileHeader(block.span().first(kExtentHeaderBytes - 1), 9).status()));
 }
 
 }  // namespace

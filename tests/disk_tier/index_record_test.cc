@@ -1,7 +1,13 @@
 #include "disk_tier/index_record.h"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <cstring>
+#include <functional>
 #include <random>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -182,6 +188,102 @@ TEST(IndexRecord, ImpossibleFieldsAreDamageEvenWithAGoodChecksum) {
   session.name = "bad\nname";
   EXPECT_TRUE(absl::IsDataLoss(DecodeSessionRecord(SessionKey(session.number),
                                                    EncodeSessionRecord(session), &session_read)));
+}
+
+// `body` with the checksum that a record of the family and key has.
+std::string Sealed(IndexFamily family, const std::string& key, std::string body) {
+  const uint64_t seed = XXH3_64bits_withSeed(key.data(), key.size(), static_cast<uint64_t>(family));
+  const uint64_t checksum = XXH3_64bits_withSeed(body.data(), body.size(), seed);
+  return body.append(reinterpret_cast<const char*>(&checksum), sizeof(checksum));
+}
+constexpr IndexFamily kFamilies[] = {IndexFamily::kChunks,  IndexFamily::kSessions,
+                                     IndexFamily::kSpans,   IndexFamily::kTenants,
+                                     IndexFamily::kLayouts, IndexFamily::kMeta};
+
+template <typename T>
+std::function<void(std::string&)> Put(size_t offset, T value) {
+  return [=](std::string& body) { std::memcpy(&body.at(offset), &value, sizeof(value)); };
+}
+std::function<void(std::string&)> Append(const std::string& more) {
+  return [=](std::string& body) { body += more; };
+}
+
+// What a later version writes, or a forger: whole records that must not be taken for ours.
+TEST(IndexRecord, EveryFieldIsCheckedUnderAGoodChecksum) {
+  const auto slices = [](uint16_t count) {
+    return [count](std::string& body) {
+      const std::string slice = body.substr(8, 40);
+      body.resize(8);
+      std::memcpy(&body[2], &count, sizeof(count));
+      for (int i = 0; i < count; ++i) body += slice;
+    };
+  };
+  struct Case {
+    const char* what;
+    int kind;
+    std::function<void(std::string&)> change;
+  };
+  std::vector<Case> cases = {
+      {"reserved", 0, Put<uint16_t>(6, 1)},
+      {"too long", 0, Append("x")},
+      {"name length", 1, Append("x")},
+      {"too many tokens", 1, Put<uint64_t>(16, kMaxSessionTokens + 1)},
+      {"too many span blocks", 1, Put<uint32_t>(48, kMaxSessionTokens / kSlicesPerSpanBlock + 1)},
+      {"reserved", 1, Put<uint32_t>(52, 1)},
+      {"no slices", 2, slices(0)},
+      {"more slices than a block has", 2, slices(kSlicesPerSpanBlock + 1)},
+      {"another slice count", 2, Put<uint16_t>(2, 4)},
+      {"reserved", 2, Put<uint32_t>(4, 1)},
+      {"a slice of nothing", 2, Put<uint32_t>(8 + 36, 0)},
+      {"a slice longer than a chunk", 2, Put<uint32_t>(8 + 36, kMaxChunkTokens + 1)},
+      {"a slice past the chunk's end", 2, Put<uint32_t>(8 + 32, kMaxChunkTokens - 15)},
+      {"name length", 3, Append("x")},
+      {"impossible name", 3, Put<char>(40, '\n')},
+      {"reserved", 3, Put<uint32_t>(4, 1)},
+      {"length of the encoding", 4, Append("x")},
+      {"reserved", 4, Put<uint16_t>(2, 1)},
+      {"too long", 5, Append("x")},
+      {"reserved", 5, Put<uint16_t>(2, 1)},
+      {"reserved", 5, Put<uint32_t>(4, 1)},
+  };
+  for (int kind = 0; kind < 6; ++kind) {
+    cases.push_back({"version", kind, Put<uint8_t>(0, 2)});
+    cases.push_back({"flags", kind, Put<uint8_t>(1, 2)});
+    cases.push_back(
+        {"a part of the fixed fields", kind, [](std::string& body) { body.resize(7); }});
+  }
+  const std::vector<Stored> kinds = AllKinds();
+  for (const Case& one : cases) {
+    SCOPED_TRACE(std::string(NameOf(kFamilies[one.kind])) + ": " + one.what);
+    const Stored& stored = kinds[static_cast<size_t>(one.kind)];
+    std::string body = stored.value.substr(0, stored.value.size() - sizeof(uint64_t));
+    // The test's own sealing is right.
+    ASSERT_EQ(Sealed(kFamilies[one.kind], stored.key, body), stored.value);
+    one.change(body);
+    const absl::Status status =
+        DecodeAs(one.kind, stored.key, Sealed(kFamilies[one.kind], stored.key, body));
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  }
+}
+
+TEST(IndexRecord, TheChecksumIsOfTheFamilyTheKeyAndKeysOfTheRightLength) {
+  const std::vector<Stored> kinds = AllKinds();
+  for (int kind = 0; kind < 6; ++kind) {
+    const Stored& stored = kinds[static_cast<size_t>(kind)];
+    const std::string body = stored.value.substr(0, stored.value.size() - sizeof(uint64_t));
+    const IndexFamily other = kFamilies[(kind + 1) % 6];
+    EXPECT_TRUE(absl::IsDataLoss(DecodeAs(kind, stored.key, Sealed(other, stored.key, body))));
+    const std::string longer = stored.key + '\0';
+    EXPECT_TRUE(absl::IsDataLoss(DecodeAs(kind, longer, Sealed(kFamilies[kind], longer, body))));
+  }
+  // Keys of the index's own entries that are none.
+  for (const char number :
+       {char{0}, static_cast<char>(static_cast<int>(MetaKey::kStoreIdHigh) + 1)}) {
+    const Stored& meta = kinds[5];
+    const std::string key(1, number);
+    const std::string body = meta.value.substr(0, meta.value.size() - sizeof(uint64_t));
+    EXPECT_TRUE(absl::IsDataLoss(DecodeAs(5, key, Sealed(IndexFamily::kMeta, key, body))));
+  }
 }
 
 TEST(IndexRecord, RandomBytesNeverDecodeAndNeverCrash) {
