@@ -190,8 +190,10 @@ void KvBridge::BeginRestoring(const Sequence& sequence, std::span<const uint32_t
   usable_ = greeted.ok();
   if (!usable_) options_.log(fmt::format("no store: {}", MessageOf(greeted)));
   miss_reason_ = usable_ ? "" : "no store";
+  HeldInPool held;  // until the restore has pins of its own
+  if (pooled) held = HoldLeading(*device_->PoolFor(kv_layout_), pooled->spans);
   std::unique_ptr<RestoreTicket> ticket =
-      usable_ && context.size() > 1 ? BeginLoad(context) : nullptr;
+      usable_ && context.size() > 1 ? BeginLoad(context, held.chunks) : nullptr;
   const uint64_t stored = ticket == nullptr ? 0 : ticket->token_count();
   // With the store at hand, a truncated context counts as long as the session still shows it.
   const bool fits = pooled && (pooled->plain || !usable_ || pooled->generation == generation_);
@@ -224,14 +226,15 @@ void KvBridge::RestorePooled(const Sequence& sequence, const PooledContexts::Fou
   restore_.reset();
 }
 
-std::unique_ptr<RestoreTicket> KvBridge::BeginLoad(std::span<const uint32_t> context) {
-  std::unique_ptr<RestoreTicket> ticket = BeginRestore(options_.session, context);
+std::unique_ptr<RestoreTicket> KvBridge::BeginLoad(std::span<const uint32_t> context,
+                                                   std::span<const ChunkId> held) {
+  std::unique_ptr<RestoreTicket> ticket = BeginRestore(options_.session, context, held);
   if (ticket == nullptr) return nullptr;
   if (ticket->generation() != 0) generation_ = ticket->generation();
   miss_reason_ = ticket->miss_reason();
   if (ticket->token_count() == 0) {
     // Another session may have the same beginning.
-    std::unique_ptr<RestoreTicket> by_tokens = BeginRestore("", context);
+    std::unique_ptr<RestoreTicket> by_tokens = BeginRestore("", context, held);
     if (by_tokens == nullptr || by_tokens->token_count() == 0) return nullptr;
     ticket = std::move(by_tokens);
     miss_reason_ = ticket->miss_reason();
@@ -274,12 +277,14 @@ absl::Status KvBridge::StartRestore(const Sequence& sequence, std::unique_ptr<Re
 }
 
 std::unique_ptr<RestoreTicket> KvBridge::BeginRestore(const std::string& session,
-                                                      std::span<const uint32_t> context) {
+                                                      std::span<const uint32_t> context,
+                                                      std::span<const ChunkId> held) {
   absl::StatusOr<std::unique_ptr<RestoreTicket>> ticket =
       store_->BeginRestore({.session = session,
                             .prompt = {.tokens = context},
                             .layout = layout_,
                             .max_tokens = context.size() - 1,
+                            .held_chunks = held,
                             .deadline = options_.restore_deadline});
   if (ticket.ok()) return std::move(*ticket);
   options_.log(fmt::format("restore: {}", MessageOf(ticket.status())));

@@ -133,10 +133,12 @@ class KvBridge {
   void BeginCommit();
   // Tells the store what the page pool holds now.
   void ReportResidency();
-  // Null: an error, which is logged.
-  std::unique_ptr<RestoreTicket> BeginLoad(std::span<const uint32_t> context);
+  // Null: an error, which is logged. `held` stays in the page pool meanwhile.
+  std::unique_ptr<RestoreTicket> BeginLoad(std::span<const uint32_t> context,
+                                           std::span<const ChunkId> held);
   std::unique_ptr<RestoreTicket> BeginRestore(const std::string& session,
-                                              std::span<const uint32_t> context);
+                                              std::span<const uint32_t> context,
+                                              std::span<const ChunkId> held);
   void BeginSave(const Sequence& sequence, std::span<const uint32_t> context);
   void SaveFailed(const absl::Status& status);
   absl::Status RunPasses(Sequence* sequence, std::span<const uint32_t> context,

@@ -127,7 +127,7 @@ absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
   const uint64_t end = uint64_t{entry.first_in_chunk} + entry.token_count;
   if (entry.chunk_token_count == 0 || entry.token_count == 0 || end > entry.chunk_token_count ||
       entry.chunk_token_count > parts_.layout->layout().chunk_tokens ||
-      entry.tier > static_cast<uint32_t>(Tier::kDisk)) {
+      entry.tier > static_cast<uint32_t>(Tier::kGpu)) {
     return Internal("restore plan: tokens [{}, {}) of a chunk of {} in tier {}",
                     entry.first_in_chunk, end, entry.chunk_token_count, entry.tier);
   }
@@ -135,13 +135,15 @@ absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
                     .root = {.low = entry.root_low, .high = entry.root_high},
                     .geometry = GeometryFor(entry.chunk_token_count)};
   std::memcpy(source.id.bytes.data(), entry.chunk, sizeof(entry.chunk));
-  if (parts_.connection->shared_memory()) TK_RETURN_IF_ERROR(MapSpan(entry, source));
+  const Tier tier = static_cast<Tier>(entry.tier);
+  if (parts_.connection->shared_memory() && tier != Tier::kGpu)
+    TK_RETURN_IF_ERROR(MapSpan(entry, source));
   spans_.push_back({.token_begin = entry.token_begin,
                     .token_count = entry.token_count,
                     .first_in_chunk = entry.first_in_chunk,
                     .chunk_token_count = entry.chunk_token_count,
                     .stored_position = entry.stored_position,
-                    .tier = static_cast<Tier>(entry.tier)});
+                    .tier = tier});
   sources_.push_back(source);
   return absl::OkStatus();
 }
@@ -198,6 +200,10 @@ absl::Status ClientRestoreTicket::CheckAccess(size_t span, uint32_t layer) const
   }
   if (!parts_.state->layer_ready(layer)) {
     return FailedPrecondition("restore: layer {} was not waited for", layer);
+  }
+  if (spans_[span].tier == Tier::kGpu) {
+    return FailedPrecondition("restore: chunk {} is one that the engine has",
+                              sources_[span].id.ShortHex());
   }
   return absl::OkStatus();
 }
@@ -331,16 +337,17 @@ std::optional<Piece> ClientRestoreTicket::PieceAfter(Piece piece) const {
   piece.offset += piece.bytes;
   if (piece.offset >= whole()) {
     piece.offset = 0;
-    ++piece.span;
-    const bool last = piece.span == spans_.size() ||
-                      spans_[piece.span].token_begin >= parts_.state->valid_tokens();
-    if (last && header) return std::nullopt;
-    if (last) {
+    do {
+      ++piece.span;
+      const bool last = piece.span == spans_.size() ||
+                        spans_[piece.span].token_begin >= parts_.state->valid_tokens();
+      if (!last) continue;
+      if (header) return std::nullopt;
       piece.span = 0;
       ++piece.layer;
       if (piece.layer >= parts_.layout->layer_count() || !parts_.state->layer_ready(piece.layer))
         return std::nullopt;
-    }
+    } while (spans_[piece.span].tier == Tier::kGpu);
   }
   piece.bytes = std::min(kPagePieceBytes, whole() - piece.offset);
   return piece;

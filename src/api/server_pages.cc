@@ -65,6 +65,10 @@ absl::Status ConnectionTickets::SendPage(const wire::PageRead& message, Responde
                               layer);
   }
   const ChunkSlot& slot = operation.slots()[message.span()];
+  if (slot.memory.empty()) {
+    return FailedPrecondition("page read: the engine said that it has chunk {}",
+                              slot.id.ShortHex());
+  }
   const ChunkGeometry& geometry =
       GeometryFor(restore->geometries, operation.layout(), slot.token_count);
   const uint64_t page_offset = layer == kHeaderLayer ? 0 : geometry.page_offset[layer];

@@ -275,10 +275,11 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   struct Job {
     wire::Frame frame;
     wire::ReceivedPrompt prompt;
+    std::vector<ChunkId> held;
     RestoreRequest request;
   };
   auto job = std::make_shared<Job>();
-  TK_RETURN_IF_ERROR(wire::FromWire(message, frame.raw(), &job->prompt, &job->request));
+  TK_RETURN_IF_ERROR(wire::FromWire(message, frame.raw(), &job->prompt, &job->held, &job->request));
   const uint64_t ticket = message.ticket();
   // It waits for room no longer than the answer may take.
   job->request.deadline =
@@ -351,8 +352,8 @@ absl::Status ConnectionTickets::SendRestorePlan(uint64_t ticket, Restore& restor
     entry.first_in_chunk = spans[i].first_in_chunk;
     entry.chunk_token_count = spans[i].chunk_token_count;
     entry.tier = static_cast<uint32_t>(spans[i].tier);
-    if (!connection_.shared_memory()) continue;
     const SlotRef slot = slots[i].slot;
+    if (!connection_.shared_memory() || slot.is_null()) continue;
     if (slot.segment != segment) {
       TK_ASSIGN_OR_RETURN(slot_bytes, connection_.SlotBytes(slot.segment));
       segment = slot.segment;
@@ -453,7 +454,8 @@ absl::Status ConnectionTickets::GrantSlots(std::span<const ChunkSlot> slots) {
   std::set<uint32_t> segments;
   uint32_t last = 0;
   for (const ChunkSlot& slot : slots) {
-    if (slot.slot.segment != last) segments.insert(slot.slot.segment);
+    if (slot.slot.is_null() || slot.slot.segment == last) continue;
+    segments.insert(slot.slot.segment);
     last = slot.slot.segment;
   }
   return connection_.GrantSegments(segments);

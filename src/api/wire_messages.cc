@@ -121,16 +121,26 @@ void ToWire(const turnkeep::RestoreRequest& request, BeginRestoreRequest* out) {
   out->set_layout(IdBytes(request.layout));
   out->set_max_tokens(request.max_tokens);
   out->set_deadline_us(ToMicros(request.deadline));
+  for (const ChunkId& id : request.held_chunks) out->mutable_held_chunks()->append(IdBytes(id));
 }
 
 absl::Status FromWire(const BeginRestoreRequest& message, std::span<const std::byte> raw,
-                      ReceivedPrompt* prompt, turnkeep::RestoreRequest* out) {
+                      ReceivedPrompt* prompt, std::vector<ChunkId>* held,
+                      turnkeep::RestoreRequest* out) {
   TK_RETURN_IF_ERROR(FromWire(message.prompt(), raw, prompt));
   TK_ASSIGN_OR_RETURN(out->layout, FingerprintFromWire(message.layout()));
   out->session = message.session();
   out->prompt = prompt->prompt;
   out->max_tokens = message.max_tokens();
   out->deadline = FromMicros(message.deadline_us());
+  const std::string& ids = message.held_chunks();
+  if (ids.size() % sizeof(ChunkId) != 0) {
+    return InvalidArgument("restore: held_chunks has {} bytes, not a multiple of {}", ids.size(),
+                           sizeof(ChunkId));
+  }
+  held->resize(ids.size() / sizeof(ChunkId));
+  if (!ids.empty()) std::memcpy(held->data(), ids.data(), ids.size());
+  out->held_chunks = *held;
   return absl::OkStatus();
 }
 

@@ -62,8 +62,10 @@ void ToWire(const turnkeep::SaveRequest& request, BeginSaveRequest* out);
 absl::Status FromWire(const BeginSaveRequest& message, std::span<const std::byte> raw,
                       ReceivedPrompt* prompt, turnkeep::SaveRequest* out);
 void ToWire(const turnkeep::RestoreRequest& request, BeginRestoreRequest* out);
+// Of *held, too.
 absl::Status FromWire(const BeginRestoreRequest& message, std::span<const std::byte> raw,
-                      ReceivedPrompt* prompt, turnkeep::RestoreRequest* out);
+                      ReceivedPrompt* prompt, std::vector<ChunkId>* held,
+                      turnkeep::RestoreRequest* out);
 void ToWire(const turnkeep::ImportRequest& request, BeginImportRequest* out);
 absl::StatusOr<turnkeep::ImportRequest> FromWire(const BeginImportRequest& message);
 void ToWire(const CommitResult& result, CommitReply* out);

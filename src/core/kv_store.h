@@ -113,7 +113,8 @@ class RestoreTicket {
   // Copies the whole layer page of the chunk behind spans()[span] to `destination`
   // (exactly its size) and verifies it. DataLoss: the destination holds garbage, the
   // copy is reported to the store and dropped, and token_count() now ends before the
-  // span. Only after WaitLayer(layer).
+  // span. FailedPrecondition, as for whatever else would read it: the engine has the chunk
+  // (RestoreRequest::held_chunks). Only after WaitLayer(layer).
   virtual absl::Status ReadPage(size_t span, uint32_t layer, std::span<std::byte> destination) = 0;
 
   // The page itself, for copies by a device. Not verified: call VerifyPage. Valid

@@ -78,6 +78,10 @@ struct RestoreRequest {
   Prompt prompt;
   Fingerprint layout;
   uint64_t max_tokens = kMaxSessionTokens;
+  // Chunks whose bytes the engine has and keeps while the ticket lives (its page pool): they count
+  // as restored, of tier kGpu, and are neither loaded nor given, so that a restore of what is
+  // partly there reads the rest alone. At most kMaxHeldChunks; borrowed for the call.
+  std::span<const ChunkId> held_chunks;
   // Past it, layers that have not arrived are a miss.
   absl::Duration deadline = absl::InfiniteDuration();
 };

@@ -34,6 +34,7 @@ inline constexpr uint32_t kMaxBlockHashBytes = 64;
 // Tickets and queues.
 inline constexpr uint32_t kMaxTicketsPerConnection = 256;
 inline constexpr uint32_t kMaxTickets = 4096;
+inline constexpr uint32_t kMaxHeldChunks = 65'536;  // of a restore
 inline constexpr uint32_t kMaxWaitingSaves = 256;
 inline constexpr uint32_t kMaxIoQueueDepth = 256;
 

@@ -12,11 +12,12 @@
 // stays in the read buffer, as much as its budget holds. Where loading is slower than computing
 // that head start is what hides the difference; read_buffer.h says how much is needed.
 //
-// With a page pool, chunks that are in it are not loaded at all, and the others are loaded into it
+// With a page pool, chunks that are in it are not copied, and the others are loaded into it
 // instead of into the read buffer, as long as it has room; they stay when every page of them was
-// verified. Where all of them were in the pool the ticket is released at Start. StartPooled
-// restores from the pool alone and has no ticket: an engine that remembers which chunks a context
-// is made of (pooled_contexts.h) need not ask the store for what it has.
+// verified. The store does not read those from disk that the request named (HoldLeading,
+// RestoreRequest::held_chunks). Where all of them were in the pool the ticket is released at Start.
+// StartPooled restores from the pool alone and has no ticket: an engine that remembers which chunks
+// a context is made of (pooled_contexts.h) need not ask the store for what it has.
 //
 // Thread-safety: one owner; Bind, WaitLayer and the destructor on one thread.
 //

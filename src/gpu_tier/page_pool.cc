@@ -38,16 +38,19 @@ PagePool::~PagePool() {
 }
 
 absl::StatusOr<PagePool::Pin> PagePool::Find(const ChunkId& id) {
+  absl::StatusOr<Pin> pin = Hold(id);
+  absl::MutexLock lock(&mu_);
+  ++(pin.ok() ? counters_.hits : counters_.misses);
+  if (pin.ok()) used_.splice(used_.begin(), used_, slots_[pin->slot_].used);
+  return pin;
+}
+
+absl::StatusOr<PagePool::Pin> PagePool::Hold(const ChunkId& id) {
   absl::MutexLock lock(&mu_);
   const auto found = by_id_.find(id);
-  if (found == by_id_.end() || !slots_[found->second].filled) {
-    ++counters_.misses;
+  if (found == by_id_.end() || !slots_[found->second].filled)
     return NotFound("chunk {} is not in the page pool", id.ShortHex());
-  }
-  ++counters_.hits;
-  Slot& slot = slots_[found->second];
-  ++slot.pins;
-  used_.splice(used_.begin(), used_, slot.used);
+  ++slots_[found->second].pins;
   return Pin(this, found->second, nullptr);
 }
 

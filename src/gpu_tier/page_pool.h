@@ -96,6 +96,9 @@ class PagePool {
 
   // NotFound: not here (or still being filled).
   absl::StatusOr<Pin> Find(const ChunkId& id) ABSL_LOCKS_EXCLUDED(mu_);
+  // What Find would find stays here while the pin lives. No use of it, and its bytes are not to be
+  // read by this pin.
+  absl::StatusOr<Pin> Hold(const ChunkId& id) ABSL_LOCKS_EXCLUDED(mu_);
   // Room for a chunk that `filler` will write; later work of it waits for the last readers of what
   // was there before. AlreadyExists: it is here, or being filled. ResourceExhausted: every slot is
   // pinned; the engine then reads the chunk from the host again.

@@ -95,4 +95,16 @@ std::optional<PooledContexts::Found> PooledContexts::Find(const PagePool& pool,
   return best;
 }
 
+HeldInPool HoldLeading(PagePool& pool, const ContextSpans& spans) {
+  HeldInPool held;
+  for (const ContextSpan& span : spans) {
+    if (held.chunks.size() == kMaxHeldChunks) break;
+    absl::StatusOr<PagePool::Pin> pin = pool.Hold(span.chunk);
+    if (!pin.ok()) break;
+    held.chunks.push_back(span.chunk);
+    held.pins.push_back(*std::move(pin));
+  }
+  return held;
+}
+
 }  // namespace turnkeep

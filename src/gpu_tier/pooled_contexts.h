@@ -88,4 +88,13 @@ class PooledContexts {
   uint64_t tokens_ = 0;
 };
 
+// Chunks that stay in the pool from before a restore is asked for until it has pins of its own:
+// what RestoreRequest::held_chunks promises.
+struct HeldInPool {
+  std::vector<ChunkId> chunks;
+  std::vector<PagePool::Pin> pins;
+};
+// The leading ones of `spans` that `pool` has now, as many as a request may name.
+HeldInPool HoldLeading(PagePool& pool, const ContextSpans& spans);
+
 }  // namespace turnkeep

@@ -23,8 +23,8 @@ struct Counters {
   uint64_t restores_declined = 0;  // in part or whole: prefilling takes less time
   uint64_t declined_tokens = 0;
   uint64_t asked_tokens = 0;
-  std::array<uint64_t, 3> restored_tokens{};  // by Tier
-  std::array<uint64_t, 3> restored_chunks{};
+  std::array<uint64_t, 4> restored_tokens{};  // by Tier
+  std::array<uint64_t, 4> restored_chunks{};
 
   uint64_t host_evictions = 0;       // host copies dropped while a disk copy remained
   uint64_t host_evictions_lost = 0;  // … and none remained

@@ -33,12 +33,16 @@ HintAnswer StoreImpl::SetSpeed(TenantNumber tenant, const EngineSpeed& speed) {
 }
 
 Admission::Verdict StoreImpl::JudgeSpans(uint16_t tenant, const LayoutInfo& layout,
-                                         const std::vector<Span>& spans) {
+                                         const std::vector<Span>& spans, const HeldChunks& held) {
   std::vector<Admission::Piece> pieces;
   pieces.reserve(spans.size());
   const ChunkGeometry& full = layout.Geometry(layout.layout.chunk_tokens);
   for (const Span& span : spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
+    if (!held.empty() && held.contains(entry.id)) {
+      pieces.push_back({.tokens = span.count, .bytes = 0, .tier = Tier::kGpu});
+      continue;
+    }
     if (!entry.HasData()) break;
     pieces.push_back({.tokens = span.count,
                       .bytes = entry.token_count == full.token_count
@@ -50,10 +54,10 @@ Admission::Verdict StoreImpl::JudgeSpans(uint16_t tenant, const LayoutInfo& layo
 }
 
 double StoreImpl::DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout,
-                                        PromptMatch* match) {
+                                        const HeldChunks& held, PromptMatch* match) {
   if (!admission_.Decides(tenant.number, layout.number))
     return std::numeric_limits<double>::infinity();
-  const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, match->spans);
+  const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, match->spans, held);
   const double spare_s =
       (verdict.prefill_s - verdict.declined_prefill_s) - (verdict.load_s - verdict.declined_load_s);
   if (verdict.declined == 0) return spare_s;

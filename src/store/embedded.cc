@@ -147,6 +147,7 @@ class EmbeddedRestore : public RestoreTicket {
   }
 
   std::span<const std::byte> Page(size_t span, uint32_t layer) override {
+    if (operation_->spans()[span].tier == Tier::kGpu) return {};
     return PageIn(operation_->slots()[span].memory, *operation_->slots()[span].geometry, layer);
   }
 
@@ -185,6 +186,10 @@ class EmbeddedRestore : public RestoreTicket {
       if (layer >= shared_->progress.layers_ready) {
         return FailedPrecondition("read page: layer {} was not waited for", layer);
       }
+    }
+    if (where.tier == Tier::kGpu) {
+      return FailedPrecondition("read page: chunk {} is one that the engine has",
+                                operation_->slots()[span].id.ShortHex());
     }
     absl::MutexLock lock(&headers_mu_);
     if (headers_[span] != nullptr) return headers_[span].get();

@@ -49,7 +49,7 @@ std::string StoreImpl::WhyMissing(const ChunkEntry& entry) const {
 
 void StoreImpl::ExplainSpans(const std::vector<Span>& spans, const Tenant& tenant,
                              const LayoutInfo& layout, Explanation* out) {
-  const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, spans);
+  const Admission::Verdict verdict = JudgeSpans(tenant.number, layout, spans, {});
   bool restorable = true;
   std::string alike;  // why the chunk before is missing, without the chunk's own numbers
   for (const Span& span : spans) {

@@ -30,6 +30,10 @@ void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& r
     if (request.prompt.token_count() > 0)
       TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, layout->layout));
     if (request.max_tokens == 0) return InvalidArgument("restore: max_tokens is 0");
+    if (request.held_chunks.size() > kMaxHeldChunks) {
+      return InvalidArgument("restore: held_chunks has {}, more than {}",
+                             request.held_chunks.size(), kMaxHeldChunks);
+    }
     ExpireSessions();
 
     job = std::make_shared<RestoreJob>(this, layout);
@@ -38,8 +42,9 @@ void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& r
     job->prompt_tokens = request.prompt.token_count();
     PromptMatch match = MatchRequest(*tenant, *layout, request, &job->generation);
     ClipMatch(request.max_tokens, &match);
-    const double spare_s = DeclineWhatDoesNotPay(*tenant, *layout, &match);
-    TakeSpans(match, job.get());
+    const HeldChunks held(request.held_chunks.begin(), request.held_chunks.end());
+    const double spare_s = DeclineWhatDoesNotPay(*tenant, *layout, held, &match);
+    TakeSpans(match, held, job.get());
     waits = !PlaceLoads(job, std::min(request.deadline, absl::Seconds(spare_s)), &done, &abandoned);
     ++state_.open_tickets;
     if (!waits) FinishBegin(job.get());
@@ -133,26 +138,29 @@ void StoreImpl::ClipMatch(uint64_t max_tokens, PromptMatch* match) {
 
 // ---- pins ------------------------------------------------------------------------
 
-void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
+void StoreImpl::TakeSpans(const PromptMatch& match, const HeldChunks& held_chunks,
+                          RestoreJob* job) {
   uint64_t at = 0;
   std::string reason = match.stop_reason;
   const ChunkGeometry& full = job->layout->Geometry(job->layout->layout.chunk_tokens);
   job->spans.reserve(match.spans.size());
   job->slots.reserve(match.spans.size());
   job->span_states.reserve(match.spans.size());
-  std::vector<ChunkIndex> in_host;
-  in_host.reserve(match.spans.size());
+  std::vector<ChunkIndex> to_pin;
+  to_pin.reserve(match.spans.size());
   for (const Span& span : match.spans) {
     const ChunkEntry& entry = state_.catalog[span.chunk];
-    const bool usable = entry.InHost() || (!entry.disk.IsNull() && entry.host.is_null());
-    if (!usable) {
+    const bool held = !held_chunks.empty() && held_chunks.contains(entry.id);
+    const bool in_host = entry.InHost() && !held;
+    const bool on_disk = !entry.disk.IsNull() && entry.host.is_null();
+    if (!held && !in_host && !on_disk) {
       reason = WhyMissing(entry);
       break;
     }
     state_.AddOperationRef(span.chunk);
-    if (entry.InHost()) {
-      in_host.push_back(span.chunk);
-    } else {
+    if (in_host) {
+      to_pin.push_back(span.chunk);
+    } else if (!held) {
       state_.Notify(Kind::kDiskPinned, span.chunk);  // until its load is started
     }
     job->spans.push_back({.token_begin = at,
@@ -160,22 +168,23 @@ void StoreImpl::TakeSpans(const PromptMatch& match, RestoreJob* job) {
                           .first_in_chunk = span.first,
                           .chunk_token_count = entry.token_count,
                           .stored_position = uint64_t{entry.position_base} + span.first,
-                          .tier = entry.InHost() ? Tier::kHost : Tier::kDisk});
-    job->slots.push_back(
-        {.id = entry.id,
-         .epoch = entry.epoch,
-         .root = entry.root,
-         .slot = entry.host,
-         .memory = entry.InHost() ? state_.HostImage(entry) : std::span<std::byte>{},
-         .token_count = entry.token_count,
-         .geometry = entry.token_count == full.token_count
-                         ? &full
-                         : &job->layout->Geometry(entry.token_count)});
-    job->span_states.push_back({.chunk = span.chunk, .host_pinned = entry.InHost()});
+                          .tier = held      ? Tier::kGpu
+                                  : in_host ? Tier::kHost
+                                            : Tier::kDisk});
+    job->slots.push_back({.id = entry.id,
+                          .epoch = entry.epoch,
+                          .root = entry.root,
+                          .slot = held ? SlotRef{} : entry.host,
+                          .memory = in_host ? state_.HostImage(entry) : std::span<std::byte>{},
+                          .token_count = entry.token_count,
+                          .geometry = entry.token_count == full.token_count
+                                          ? &full
+                                          : &job->layout->Geometry(entry.token_count)});
+    job->span_states.push_back({.chunk = span.chunk, .host_pinned = in_host, .held = held});
     at += span.count;
   }
   job->SetValidTokens(at, std::move(reason));
-  state_.PinHost(in_host);
+  state_.PinHost(to_pin);
 }
 
 // Once, and before the release lets go of the chunks: a quick engine may come to that first. From
@@ -199,8 +208,8 @@ bool StoreImpl::StartLoads(const std::shared_ptr<RestoreJob>& job) {
   for (; job->next_span < job->spans.size(); ++job->next_span) {
     const size_t i = job->next_span;
     RestoreJob::SpanState& span = job->span_states[i];
-    if (!span.host_pinned) Reexamine(job.get(), i);
-    if (span.host_pinned) continue;
+    if (!span.settled()) Reexamine(job.get(), i);
+    if (span.settled()) continue;
     if (job->spans[i].token_begin >= job->valid_tokens()) return true;
     std::shared_ptr<ChunkLoad> load = JoinOrStartLoad(span.chunk, job.get());
     if (load == nullptr) return false;
@@ -219,7 +228,7 @@ void StoreImpl::FinishBegin(RestoreJob* job) {
   if (job->next_span < job->spans.size()) {
     job->CutAt(job->spans[job->next_span].token_begin, WhyNoRoom(*job));
     for (size_t i = job->next_span; i < job->spans.size(); ++i) {
-      if (!job->span_states[i].host_pinned)
+      if (!job->span_states[i].settled())
         state_.Notify(Kind::kDiskUnpinned, job->span_states[i].chunk);
     }
   }

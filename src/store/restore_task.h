@@ -84,6 +84,8 @@ class RestoreJob : public std::enable_shared_from_this<RestoreJob> {
   struct SpanState {
     ChunkIndex chunk = kNoChunk;
     bool host_pinned = false;
+    bool held = false;  // by the engine: neither pinned nor loaded
+    bool settled() const { return host_pinned || held; }
     std::shared_ptr<ChunkLoad> load;
     std::shared_ptr<ChunkLoad> kept;  // after a cut: only its slot is held
   };

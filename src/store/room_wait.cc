@@ -27,7 +27,7 @@ bool StoreImpl::PlaceLoads(const std::shared_ptr<RestoreJob>& job, absl::Duratio
                            RestoreDone* done, std::function<bool()>* abandoned) {
   if (waiting_restores_.empty() && StartLoads(job)) return true;
   // Behind those that wait: nobody takes the room that is being made for them.
-  while (job->next_span < job->spans.size() && job->span_states[job->next_span].host_pinned)
+  while (job->next_span < job->spans.size() && job->span_states[job->next_span].settled())
     ++job->next_span;
   if (job->next_span == job->spans.size()) return true;
   MakeRoomFor(*job);
@@ -55,7 +55,7 @@ void StoreImpl::MakeRoomFor(const RestoreJob& job) {
   uint64_t needed = 0;
   for (size_t i = job.next_span; i < job.spans.size(); ++i) {
     const RestoreJob::SpanState& span = job.span_states[i];
-    if (!span.host_pinned && !loads_.contains(span.chunk))
+    if (!span.settled() && !loads_.contains(span.chunk))
       needed += state_.catalog[span.chunk].slot_blocks * kBlockBytes;
   }
   const uint64_t slot_bytes =

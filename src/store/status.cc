@@ -63,10 +63,14 @@ void AddCounters(const Counters& c, Counts* out) {
                c.restored_tokens[1]);
   out->Counter("restored_tokens_total", "tier=\"disk\"", "Tokens found, by tier",
                c.restored_tokens[2]);
+  out->Counter("restored_tokens_total", "tier=\"gpu\"", "Tokens found, by tier",
+               c.restored_tokens[3]);
   out->Counter("restored_chunks_total", "tier=\"host\"", "Chunks found, by tier",
                c.restored_chunks[1]);
   out->Counter("restored_chunks_total", "tier=\"disk\"", "Chunks found, by tier",
                c.restored_chunks[2]);
+  out->Counter("restored_chunks_total", "tier=\"gpu\"", "Chunks found, by tier",
+               c.restored_chunks[3]);
   out->Counter("evictions_total", "tier=\"host\",copy=\"other left\"", "Copies evicted",
                c.host_evictions);
   out->Counter("evictions_total", "tier=\"host\",copy=\"last\"", "Copies evicted",

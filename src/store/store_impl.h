@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include <absl/container/flat_hash_set.h>
 #include <absl/synchronization/mutex.h>
 
 #include "disk_tier/aligned_buffer.h"
@@ -44,6 +45,7 @@ namespace turnkeep {
 class SaveTask;
 class RestoreTask;
 class RestoreJob;
+using HeldChunks = absl::flat_hash_set<ChunkId>;  // RestoreRequest::held_chunks
 struct ChunkLoad;
 
 class StoreImpl final : public Store, private SegmentObserver {
@@ -155,13 +157,14 @@ class StoreImpl final : public Store, private SegmentObserver {
   // Cuts the match to what pays (decline.cc).
   // Returns by how many seconds what is left is predicted to beat prefilling it; infinity when the
   // engine has not said its speed.
-  double DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout, PromptMatch* match)
+  double DeclineWhatDoesNotPay(const Tenant& tenant, const LayoutInfo& layout,
+                               const HeldChunks& held, PromptMatch* match)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   Admission::Verdict JudgeSpans(uint16_t tenant, const LayoutInfo& layout,
-                                const std::vector<Span>& spans)
+                                const std::vector<Span>& spans, const HeldChunks& held)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   HintAnswer SetSpeed(TenantNumber tenant, const EngineSpeed& speed) ABSL_LOCKS_EXCLUDED(state_.mu);
-  void TakeSpans(const PromptMatch& match, RestoreJob* job)
+  void TakeSpans(const PromptMatch& match, const HeldChunks& held_chunks, RestoreJob* job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   void TouchSpans(RestoreJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);
   bool StartLoads(const std::shared_ptr<RestoreJob>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_.mu);

@@ -11,6 +11,7 @@
 #include "core/limits.h"
 #include "core/status.h"
 #include "testing/client_factory.h"
+#include "testing/kv_pattern.h"
 #include "testing/layouts.h"
 
 namespace turnkeep::testing {
@@ -285,6 +286,39 @@ TEST(ProtocolTickets, OfAllClientsTogetherAreBounded) {
       EXPECT_THAT(MessageOf(refused), HasSubstr("the limit is 4096"));
     }
   }
+}
+
+// A client of ours would not ask.
+TEST_F(Protocol, APageOfAChunkThatTheEngineHasIsNotGiven) {
+  const auto client = daemon_.UnixClient();
+  const KvPattern pattern(SmallLayout());
+  ASSERT_TRUE(client->RegisterLayout(SmallLayout()).ok());
+  const KvContext context = ContextOf(1, 1);
+  ASSERT_TRUE(SaveAll(*client, pattern, {.session = "s", .context = &context}).ok());
+  const ChunkId chunk = client->ShowSession("s")->spans[0].chunk;
+  RawConnection raw(daemon_.socket_path());
+  ASSERT_TRUE(raw.Hello());
+  wire::BeginRestoreRequest begin;
+  begin.set_ticket(1);
+  begin.set_session("s");
+  begin.set_layout(wire::IdBytes(pattern.fingerprint()));
+  begin.set_max_tokens(1);
+  begin.set_deadline_us(1'000'000);
+  begin.set_held_chunks(wire::IdBytes(chunk) + "x");
+  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 1, begin));
+  const absl::Status malformed = raw.ReceiveError();
+  EXPECT_TRUE(absl::IsInvalidArgument(malformed)) << malformed;
+  EXPECT_THAT(MessageOf(malformed), HasSubstr("held_chunks has 33 bytes"));
+  begin.set_held_chunks(wire::IdBytes(chunk));
+  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 2, begin));
+  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  wire::PageRead page;
+  page.set_ticket(1);
+  page.set_length(1);
+  ASSERT_TRUE(raw.Request(wire::PAGE_READ, 3, page));
+  const absl::Status refused = raw.ReceiveError();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(MessageOf(refused), HasSubstr("the engine said that it has chunk"));
 }
 
 }  // namespace

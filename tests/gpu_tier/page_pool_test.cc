@@ -85,6 +85,21 @@ TEST_F(PagePoolTest, TheLeastRecentlyUsedUnpinnedChunkGoes) {
   EXPECT_EQ(pool_->Find(Id(1)).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(PagePoolTest, WhatIsHeldStaysAndIsNotUsed) {
+  Open(2);
+  for (const uint64_t n : {1u, 2u}) ASSERT_TRUE(Put(n).ok());
+  {
+    const auto held = pool_->Hold(Id(1));
+    ASSERT_TRUE(held.ok());
+    ASSERT_TRUE(Put(3).ok());
+    EXPECT_TRUE(Has(1) && Has(3));
+  }
+  ASSERT_TRUE(Put(4).ok());
+  EXPECT_FALSE(Has(1)) << "it was still the one used longest ago";
+  EXPECT_EQ(pool_->Hold(Id(1)).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(pool_->counters().hits + pool_->counters().misses, 0u);
+}
+
 TEST_F(PagePoolTest, AllPinnedIsAnErrorAndNoWait) {
   Open(1);
   ASSERT_TRUE(Put(1).ok());

@@ -81,6 +81,15 @@ TEST_F(PooledContextsTest, WhatThePoolHasLostEndsIt) {
   EXPECT_EQ(Find("a", Count(0, 60)), (Answer{0, false}));
 }
 
+TEST_F(PooledContextsTest, LeadingChunksAreHeldUpToTheFirstThatIsNotThere) {
+  Pool(1, 12);
+  ASSERT_TRUE(pool_->Drop(Id(3)).ok());
+  const HeldInPool held = HoldLeading(*pool_, Chunks(1, 80));
+  EXPECT_EQ(held.chunks, (std::vector<ChunkId>{Id(1), Id(2)}));
+  EXPECT_EQ(pool_->Drop(Id(2)).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(pool_->Drop(Id(4)).ok());
+}
+
 TEST_F(PooledContextsTest, OfAnotherLayoutThereIsNothing) {
   Pool(1, 3);
   contexts_.Remember({.session = "a", .tokens = Count(0, 48), .spans = Chunks(1, 48)});

@@ -109,6 +109,30 @@ TEST_F(LlamaPool, ATurnThatIsAllInThePoolDoesNotBeginAtTheStore) {
 }
 
 // One bridge a turn, as a server has it.
+// The pool has 8 chunks of 16 tokens.
+TEST_F(LlamaPool, OfATurnThatIsPartlyInThePoolTheStoreGivesTheRest) {
+  KvDevice device{{.pool_bytes = 8 * 16 * kKiB}};
+  KvBridge bridge = MakeBridge("s", &device);
+  Turn(&bridge, First(100));  // 7 chunks
+  KvBridge other = MakeBridge("other", &device);
+  Turn(&other, std::span(tokens_).subspan(150, 60));  // 4 chunks: the last 3 of the others go
+  const auto counted = [this](const std::string& labels) {
+    double sum = 0;
+    const auto status = kv_->Status();
+    for (const NamedCount& count : status->counts)
+      if (count.name == "restored_tokens_total" && count.labels == labels) sum += count.value;
+    return static_cast<uint64_t>(sum);
+  };
+  ASSERT_EQ(counted("tier=\"gpu\""), 0u);
+  ASSERT_EQ(counted("tier=\"host\""), 0u);
+  const KvBridge::Report report = Turn(&bridge, First(120));
+  EXPECT_EQ(report.pooled_tokens, 64u);
+  EXPECT_EQ(report.restored_host_tokens, 36u);
+  EXPECT_EQ(report.computed_tokens, 20u);
+  EXPECT_EQ(counted("tier=\"gpu\""), 64u);
+  EXPECT_EQ(counted("tier=\"host\""), 36u);
+}
+
 TEST_F(LlamaPool, AnotherBridgeOfTheSessionFindsItToo) {
   {
     KvBridge bridge = MakeBridge("s", &device_);

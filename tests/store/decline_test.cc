@@ -117,6 +117,19 @@ TEST_F(Decline, ARestoreEndsWhereItStopsPaying) {
   EXPECT_THAT(restored.miss_reason, HasSubstr("declined: loading the next 64 tokens"));
 }
 
+TEST_F(Decline, WhatTheEngineHasCostsNothing) {
+  EngineKeepsUpWith(4e6);
+  EXPECT_EQ(Restore(0).token_count, kTokens) << "the disk has not been measured";
+  std::vector<ChunkId> held;
+  const auto detail = kv().ShowSession("s1");
+  for (const SessionSpan& span : detail->spans) held.push_back(span.chunk);
+  held.pop_back();
+  const RestoreOutcome restored = Restore(1, {.held_chunks = held});
+  EXPECT_EQ(restored.token_count, kTokens * 2 / 3);
+  EXPECT_EQ(restored.held_tokens, kTokens * 2 / 3);
+  EXPECT_THAT(restored.miss_reason, HasSubstr("declined: loading the next 64 tokens"));
+}
+
 TEST_F(Decline, ExplainGivesBothTimes) {
   EngineKeepsUpWith(4e6);
   EXPECT_EQ(Restore(0).token_count, kTokens);

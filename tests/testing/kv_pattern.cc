@@ -363,6 +363,24 @@ absl::Status CheckOnePage(RestoreTicket& ticket, size_t index, uint32_t layer,
                   span.token_begin, *wrong);
 }
 
+// Nobody gets a page of what the engine said it has: there may be nothing behind it.
+absl::Status CheckHeld(RestoreTicket& ticket, size_t index, uint32_t layer,
+                       const KvPattern& pattern, const RestoreAllOptions& options) {
+  const ChunkId& id = ticket.chunk(index);
+  if (std::ranges::find(options.held_chunks, id) == options.held_chunks.end())
+    return Internal("bad ticket: chunk {} is not one that the engine has", id.ShortHex());
+  std::vector<std::byte> page(
+      LayerPageBytes(pattern.layout().layers[layer], ticket.spans()[index].chunk_token_count));
+  for (const absl::Status& status :
+       {ticket.ReadPage(index, layer, page), ticket.VerifyPage(index, layer),
+        ticket.Header(index).status()}) {
+    if (!absl::IsFailedPrecondition(status))
+      return Internal("bad ticket: span {}, which the engine has: {}", index, MessageOf(status));
+  }
+  if (ticket.Page(index, layer).empty()) return absl::OkStatus();
+  return Internal("bad ticket: span {}, which the engine has, has a page", index);
+}
+
 }  // namespace
 
 absl::StatusOr<RestoreOutcome> CheckTicket(RestoreTicket& ticket, const KvPattern& pattern,
@@ -379,6 +397,10 @@ absl::StatusOr<RestoreOutcome> CheckTicket(RestoreTicket& ticket, const KvPatter
     for (size_t i = 0; i < ticket.spans().size(); ++i) {
       if (ticket.spans()[i].token_begin >= valid) break;
       absl::Status checked = absl::OkStatus();
+      if (ticket.spans()[i].tier == Tier::kGpu) {
+        TK_RETURN_IF_ERROR(CheckHeld(ticket, i, layer, pattern, options));
+        continue;
+      }
       if (layer == 0) checked = CheckHeader(ticket, i, pattern, *options.context);
       if (checked.ok()) checked = CheckOnePage(ticket, i, layer, pattern, options);
       if (checked.ok()) continue;
@@ -402,8 +424,10 @@ absl::StatusOr<RestoreOutcome> CheckTicket(RestoreTicket& ticket, const KvPatter
     if (span.token_begin >= outcome.token_count) break;
     const uint64_t end =
         std::min<uint64_t>(outcome.token_count, span.token_begin + span.token_count);
-    (span.tier == Tier::kDisk ? outcome.disk_tokens : outcome.host_tokens) +=
-        end - span.token_begin;
+    uint64_t& tokens = span.tier == Tier::kGpu    ? outcome.held_tokens
+                       : span.tier == Tier::kDisk ? outcome.disk_tokens
+                                                  : outcome.host_tokens;
+    tokens += end - span.token_begin;
   }
   return outcome;
 }
@@ -413,6 +437,7 @@ absl::StatusOr<RestoreOutcome> RestoreAndCheck(KvStore& store, const KvPattern& 
   RestoreRequest request{.session = options.session,
                          .layout = pattern.fingerprint(),
                          .max_tokens = options.max_tokens,
+                         .held_chunks = options.held_chunks,
                          .deadline = options.deadline};
   std::vector<BlockHash> hashes;
   if (options.give_prompt && pattern.hashed()) {

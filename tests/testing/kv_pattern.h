@@ -134,6 +134,7 @@ struct RestoreAllOptions {
   absl::Duration deadline = absl::Seconds(60);
   bool by_page = false;  // Page + VerifyPage instead of ReadPage
   bool check_positions = true;
+  std::vector<ChunkId> held_chunks;  // of the request; that they cannot be read is checked
 };
 
 struct RestoreOutcome {
@@ -141,6 +142,7 @@ struct RestoreOutcome {
   uint64_t generation = 0;
   uint64_t host_tokens = 0;
   uint64_t disk_tokens = 0;
+  uint64_t held_tokens = 0;  // of the request's held chunks
   uint64_t data_losses = 0;  // pages that did not verify
   std::string miss_reason;
 };
