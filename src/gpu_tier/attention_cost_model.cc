@@ -1,6 +1,7 @@
 #include "gpu_tier/attention_cost_model.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 
 #include "core/check.h"
@@ -45,6 +46,37 @@ AttentionCostModel::AttentionCostModel(const AttentionPlannerOptions& options) {
     by_queries_.push_back(Between(costs.entries, rows));
     least_ = std::min(least_, by_queries_.back().token / queries);
   }
+}
+
+void TaskSchedule::Clear() {
+  tasks_.clear();
+  total_ = longest_ = 0;
+}
+
+void TaskSchedule::Add(double nanoseconds, uint64_t count) {
+  if (count == 0) return;
+  tasks_.push_back({nanoseconds, count});
+  total_ += nanoseconds * static_cast<double>(count);
+  longest_ = std::max(longest_, nanoseconds);
+}
+
+double TaskSchedule::End() {
+  constexpr double kNotable = 1.0 / 16;
+  constexpr double kSlower = 0.1;
+  if (longest_ <= kNotable * Balanced()) return Balanced() + kSlower * longest_;
+  std::fill(busy_until_.begin(), busy_until_.end(), 0.0);
+  const size_t threads = busy_until_.size();
+  for (const Tasks& tasks : tasks_) {
+    // Rounds that all threads take part in leave the heap's order.
+    const uint64_t rounds = tasks.count / threads;
+    for (double& end : busy_until_) end += tasks.nanoseconds * static_cast<double>(rounds);
+    for (uint64_t i = rounds * threads; i < tasks.count; ++i) {
+      std::pop_heap(busy_until_.begin(), busy_until_.end(), std::greater<>());
+      busy_until_.back() += tasks.nanoseconds;
+      std::push_heap(busy_until_.begin(), busy_until_.end(), std::greater<>());
+    }
+  }
+  return *std::max_element(busy_until_.begin(), busy_until_.end()) + kSlower * longest_;
 }
 
 }  // namespace turnkeep

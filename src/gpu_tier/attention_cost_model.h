@@ -53,4 +53,28 @@ class AttentionCostModel {
   double least_ = 0;
 };
 
+// When the threads are done with tasks that they take one after another, as the executor's do.
+class TaskSchedule {
+ public:
+  explicit TaskSchedule(uint32_t threads) : busy_until_(threads) {}
+  void Clear();
+  // `count` tasks of `nanoseconds` each.
+  void Add(double nanoseconds, uint64_t count);
+  // A thread may be slower than the others by a tenth: the longest task is taken to be waited for.
+  // O(tasks · log threads), or O(1) where no task is a notable part of a thread's work.
+  double End();
+  // The end if all threads were done at once.
+  double Balanced() const { return total_ / static_cast<double>(busy_until_.size()); }
+
+ private:
+  struct Tasks {
+    double nanoseconds;
+    uint64_t count;
+  };
+  std::vector<Tasks> tasks_;
+  std::vector<double> busy_until_;  // of End; the heap's first is the thread that is free first
+  double total_ = 0;
+  double longest_ = 0;
+};
+
 }  // namespace turnkeep

@@ -92,7 +92,8 @@ struct Sample {
   uint32_t tokens = 0;
   uint32_t queries = 0;
   Probe::Kind kind = Probe::Kind::kApart;
-  double best = std::numeric_limits<double>::max();
+  std::vector<double> took;  // one a round, over the yardstick beside it
+  double best = 0;           // their median times the least yardstick
   double OfUnit() const { return best / units; }
 };
 
@@ -103,7 +104,7 @@ struct EntrySamples {
 };
 
 std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& costs) {
-  constexpr uint32_t kRows[] = {1, 2, 3, 4, 8, 16, 32, 64, 128, 256};
+  constexpr uint32_t kRows[] = {1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256};
   constexpr uint32_t kTile = AttentionCosts::kTileTokens;
   std::vector<EntrySamples> entries;
   for (const uint32_t wanted : kRows) {
@@ -125,6 +126,53 @@ std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& co
                        .tiles = {units(tiles), tiles, queries}});
   }
   return entries;
+}
+
+// In turns, so that what disturbs the machine for a while disturbs one round of all; and what slows
+// it down for longer (a neighbour on the same core) shows in the yardstick as well, so that entries
+// that were measured before and after still compare.
+void MeasureSamples(Probe& probe, const std::vector<Sample*>& samples) {
+  constexpr int kRounds = 8;
+  const uint32_t queries = (16 + probe.group() - 1) / probe.group();
+  const uint32_t tiles = std::max(1u, 128 / (queries * probe.group()));
+  const Sample yardstick{probe.threads(), tiles * AttentionCosts::kTileTokens, queries};
+  double least = std::numeric_limits<double>::max();
+  for (int round = 0; round < kRounds; ++round) {
+    for (Sample* s : samples) {
+      const double beside =
+          probe.Run(yardstick.units, yardstick.tokens, yardstick.queries, yardstick.kind);
+      s->took.push_back(probe.Run(s->units, s->tokens, s->queries, s->kind) / beside);
+      least = std::min(least, beside);
+    }
+  }
+  for (Sample* s : samples) {
+    std::nth_element(s->took.begin(), s->took.begin() + kRounds / 2, s->took.end());
+    s->best = s->took[kRounds / 2] * least;
+  }
+}
+
+// Above one step of rows the same kernel runs, in proportion to the rows but for what it does once
+// a token or unit: the line through the entries' values by the medians of slopes and offsets (Theil
+// and Sen), so that an entry that was disturbed in most rounds does not decide what is shared.
+void OnALine(AttentionCosts& costs, double AttentionCosts::Entry::*value) {
+  std::vector<AttentionCosts::Entry>& entries = costs.entries;
+  const auto first = std::find_if(entries.begin(), entries.end(),
+                                  [&](const auto& entry) { return entry.rows > costs.row_step; });
+  if (entries.end() - first < 3) return;
+  const auto median = [](std::vector<double>& of) {
+    std::nth_element(of.begin(), of.begin() + of.size() / 2, of.end());
+    return of[of.size() / 2];
+  };
+  std::vector<double> slopes, offsets;
+  for (auto a = first; a != entries.end(); ++a) {
+    for (auto b = a + 1; b != entries.end(); ++b)
+      slopes.push_back(((*b).*value - (*a).*value) / (b->rows - a->rows));
+  }
+  const double slope = median(slopes);
+  for (auto a = first; a != entries.end(); ++a) offsets.push_back((*a).*value - slope * a->rows);
+  const double offset = std::max(0.0, median(offsets));
+  if (slope <= 0) return;
+  for (auto a = first; a != entries.end(); ++a) (*a).*value = offset + slope * a->rows;
 }
 
 // Nanoseconds that a plan takes to make, a node or sequence.
@@ -162,18 +210,18 @@ AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool) {
   std::vector<Sample*> samples = {&apart, &merged, &seen, &masked};
   for (EntrySamples& entry : entries)
     for (Sample* sample : {&entry.one, &entry.tile, &entry.tiles}) samples.push_back(sample);
-  // In turns, so that what disturbs the machine for a while disturbs one round of all.
-  for (int round = 0; round < 8; ++round) {
-    for (Sample* s : samples)
-      s->best = std::min(s->best, probe.Run(s->units, s->tokens, s->queries, s->kind));
-  }
+  MeasureSamples(probe, samples);
   costs.entries.clear();
   for (const EntrySamples& entry : entries) {
     const double tile = entry.tile.OfUnit();
     const double token = std::max(
         0.1, (entry.tiles.OfUnit() - tile) / (entry.tiles.tokens - AttentionCosts::kTileTokens));
-    costs.entries.push_back({entry.rows, std::min(entry.one.OfUnit(), tile), tile, token});
+    costs.entries.push_back({entry.rows, entry.one.OfUnit(), tile, token});
   }
+  for (const auto value :
+       {&AttentionCosts::Entry::one, &AttentionCosts::Entry::tile, &AttentionCosts::Entry::token})
+    OnALine(costs, value);
+  for (AttentionCosts::Entry& entry : costs.entries) entry.one = std::min(entry.one, entry.tile);
   costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * probe.group()));
   costs.masked =
       std::max(0.05, (masked.OfUnit() - seen.OfUnit()) / (96.0 * masked_queries * probe.group()));

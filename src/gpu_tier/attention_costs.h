@@ -7,7 +7,7 @@
 
 namespace turnkeep {
 
-// Times the CPU executor on a few small plans of the shape; about 150 ms. The shape must be valid.
+// Times the CPU executor on a few small plans of the shape; about 250 ms. The shape must be valid.
 // Not thread-safe with other work on the pool.
 AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool);
 

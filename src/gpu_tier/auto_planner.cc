@@ -25,17 +25,19 @@ constexpr double kOverPlanning = 2;
 // Looking at the tree may take so much of per_sequence's time, or of what could be gained.
 constexpr double kLookShare = 0.01;
 constexpr double kLookGain = 0.1;
-// Of the batch's work, what a task of several that run beside it may have at most, over
-// target_tasks.
-constexpr double kTaskShare = 2;
+// Tasks are made smaller as long as threads would otherwise stand still for more than this share.
+constexpr double kIdle = 0.02;
+// Into so many tasks a thread, if all were equal, a long unit is split at most.
+constexpr uint32_t kMostParts = 8;
 
 class AutoPlanner final : public AttentionPlanner {
  public:
   explicit AutoPlanner(const AttentionPlannerOptions& options)
       : AttentionPlanner(options),
         model_(options),
-        // All heads, on as many threads as target_tasks is eight times.
-        calls_(options.shape.kv_heads / std::max(1.0, options.target_tasks / 8.0)) {}
+        threads_(std::max(1u, options.target_tasks / 8)),
+        calls_(static_cast<double>(options.shape.kv_heads) / threads_),
+        schedule_(threads_) {}
   std::string_view name() const override { return "auto"; }
 
  private:
@@ -43,14 +45,15 @@ class AutoPlanner final : public AttentionPlanner {
     if (!WorthALook(forest)) return PlanPerSequence(forest, options_, plan);
     order_.Assign(forest);
     CountQueries(forest);
-    const double decided = Decide(forest);
-    const double flat = Flattened(forest);
+    Decide(forest);
+    const double decided = SplitDecided();
+    const double flat = Flattened(forest) * calls_;
     const double best = std::min(decided, flat);
-    const double gained = (per_sequence_ - best) * calls_;
-    if (best > kGain * per_sequence_ || gained < kOverPlanning * planning_)
+    const double apart = PerSequenceEnd(forest);
+    if (best > kGain * apart || apart - best < kOverPlanning * planning_)
       return PlanPerSequence(forest, options_, plan);
     if (flat < decided) return PlanFlattenTree(forest, order_, options_, plan);
-    PlanDecided(forest, decided, plan);
+    PlanDecided(forest, plan);
   }
 
   // Sets per_sequence_ and planning_ too.
@@ -99,13 +102,15 @@ class AutoPlanner final : public AttentionPlanner {
     ForestNode node;
     uint32_t pieces;  // the last ones of its path
     uint32_t tokens;
-    bool unit;  // for all below it, otherwise for each sequence that ends in it
+    bool unit;         // for all below it, otherwise for each sequence that ends in it
+    bool partial;      // its results are merged with others
+    uint64_t units;    // one, or one for each of those sequences
+    uint64_t queries;  // of a unit; of several the mean
   };
 
-  // Fills decisions_; returns what they cost.
-  double Decide(const PrefixForest& forest) {
+  // Fills decisions_.
+  void Decide(const PrefixForest& forest) {
     decisions_.clear();
-    double cost = 0;
     visits_.clear();
     for (size_t i = forest.roots().size(); i-- > 0;)
       visits_.push_back({forest.roots()[i], 0, 0, 0});
@@ -117,18 +122,15 @@ class AutoPlanner final : public AttentionPlanner {
       tokens += node.token_count;
       const bool alone = node.children.empty() && node.sequences.size() <= 1;
       const bool unit = alone || ReadOnce(forest, node, queries_[index], tokens);
-      if (tokens > 0 && (unit || !node.sequences.empty()))
-        decisions_.push_back({index, pieces, tokens, unit});
-      const auto add = [&, tokens = tokens](uint64_t queries, bool partial) {
-        if (tokens == 0) return;
-        cost += model_.Unit(tokens, queries);
-        if (partial) cost += model_.Partials(queries);
-      };
-      if (unit) {
-        add(queries_[index], !node.children.empty() || units > 0);
-      } else {
-        for (const ForestSequence s : node.sequences)
-          add(forest.sequences()[s].query_tokens, units > 0);
+      if (tokens > 0 && unit) {
+        decisions_.push_back(
+            {index, pieces, tokens, true, !node.children.empty() || units > 0, 1, queries_[index]});
+      } else if (tokens > 0 && !node.sequences.empty()) {
+        uint64_t queries = 0;
+        for (const ForestSequence s : node.sequences) queries += forest.sequences()[s].query_tokens;
+        const uint64_t count = node.sequences.size();
+        decisions_.push_back(
+            {index, pieces, tokens, false, units > 0, count, (queries + count - 1) / count});
       }
       const uint32_t above = units + (unit && tokens > 0 ? 1 : 0);
       for (size_t i = node.children.size(); i-- > 0;) {
@@ -139,7 +141,72 @@ class AutoPlanner final : public AttentionPlanner {
         }
       }
     }
-    return cost;
+  }
+
+  // Adds units that are split into parts of at most most_tokens to schedule_.
+  void Schedule(uint64_t units, uint64_t tokens, uint64_t queries, uint32_t most_tokens,
+                bool partial) {
+    if (tokens == 0) return;
+    const uint64_t heads = units * options_.shape.kv_heads;
+    const uint64_t part = std::min<uint64_t>(tokens, PartTokens(tokens, most_tokens));
+    const double merge = partial || part < tokens ? model_.Partials(queries) : 0;
+    schedule_.Add(model_.Unit(part, queries) + merge, heads * (tokens / part));
+    if (tokens % part > 0) schedule_.Add(model_.Unit(tokens % part, queries) + merge, heads);
+  }
+
+  double PerSequenceEnd(const PrefixForest& forest) {
+    uint64_t tokens = 0, count = 0;
+    for (const PrefixForest::Sequence& sequence : forest.sequences()) {
+      if (sequence.query_tokens == 0) continue;
+      tokens += forest.PathTokens(sequence.leaf);
+      ++count;
+    }
+    const uint32_t split = SplitTokens(options_, count, tokens);
+    schedule_.Clear();
+    for (const PrefixForest::Sequence& sequence : forest.sequences()) {
+      if (sequence.query_tokens > 0)
+        Schedule(1, forest.PathTokens(sequence.leaf), sequence.query_tokens, split, false);
+    }
+    return schedule_.End();
+  }
+
+  // When the decided units are done, on all threads. With few heads one unit for all may be most of
+  // the work, which a single thread would do: sets the parts that they are split into for that.
+  // Each part loads its queries and leaves results to merge once more, so that more parts may take
+  // longer.
+  double SplitDecided() {
+    uint64_t items = 0, tokens = 0;
+    for (const Decision& decision : decisions_) {
+      items += decision.units;
+      tokens += decision.units * decision.tokens;
+    }
+    const uint32_t split = SplitTokens(options_, items, tokens);
+    double best = std::numeric_limits<double>::max();
+    double whole = 0;  // on one thread, not split
+    for (uint32_t parts = 0; parts <= kMostParts; parts = parts == 0 ? 1 : 2 * parts) {
+      const double most =
+          parts == 0 ? std::numeric_limits<double>::max() : whole / (threads_ * parts);
+      schedule_.Clear();
+      for (const Decision& decision : decisions_) {
+        Schedule(decision.units, decision.tokens, decision.queries,
+                 std::min(split, PartOf(decision, most)), decision.partial);
+      }
+      if (parts == 0) whole = schedule_.Balanced() * threads_;
+      const double end = schedule_.End();
+      if (end < best) {
+        best = end;
+        most_ = most;
+      }
+      if (end <= (1 + kIdle) * schedule_.Balanced()) break;
+    }
+    return best;
+  }
+
+  // The most tokens of parts that take at most `most`.
+  uint32_t PartOf(const Decision& decision, double most) const {
+    const double parts = model_.Unit(decision.tokens, decision.queries) / most;
+    if (!decision.unit || parts <= 1) return 0xFFFFFFFFu;
+    return std::max(AttentionCosts::kTileTokens, static_cast<uint32_t>(decision.tokens / parts));
   }
 
   // Whether a node and what is read with it cost less as a unit than beside everything below it.
@@ -191,11 +258,8 @@ class AutoPlanner final : public AttentionPlanner {
     return cost;
   }
 
-  void PlanDecided(const PrefixForest& forest, double cost, AttentionPlan* plan) {
+  void PlanDecided(const PrefixForest& forest, AttentionPlan* plan) {
     PlanBuilder builder(forest, options_, plan);
-    // With few heads one unit for all may be most of the work, which a single thread would do.
-    const double most =
-        kTaskShare * cost * options_.shape.kv_heads / std::max(1u, options_.target_tasks);
     for (const Decision& decision : decisions_) {
       PlanBuilder::PathOf(forest, decision.node, &path_, decision.pieces);
       if (!decision.unit) {
@@ -203,18 +267,16 @@ class AutoPlanner final : public AttentionPlanner {
           builder.AddPath(path_, {&s, 1});
         continue;
       }
-      const double parts = model_.Unit(decision.tokens, queries_[decision.node]) / most;
-      const uint32_t most_tokens = parts <= 1
-                                       ? 0xFFFFFFFFu
-                                       : std::max(AttentionCosts::kTileTokens,
-                                                  static_cast<uint32_t>(decision.tokens / parts));
-      builder.AddPath(path_, order_.Below(decision.node), most_tokens);
+      builder.AddPath(path_, order_.Below(decision.node), PartOf(decision, most_));
     }
     builder.Finish();
   }
 
   const AttentionCostModel model_;
-  const double calls_;
+  const uint32_t threads_;  // target_tasks is eight times as many
+  const double calls_;      // all heads, on as many threads
+  TaskSchedule schedule_;
+  double most_ = 0;          // of a part of a decided unit
   double per_sequence_ = 0;  // of the running call
   double planning_ = 0;
   DepthFirst order_;

@@ -106,6 +106,36 @@ TEST(AutoPlanner, SplitsAUnitThatIsMostOfTheWork) {
   EXPECT_TRUE(ValidateAttentionPlan(plan, options.shape, maker.page_count()).ok());
 }
 
+// A part loads its queries and leaves results of its own: where that costs as much as the tokens
+// do, there are no more parts than threads need.
+TEST(AutoPlanner, SplitsNoFurtherThanThePartsAreWorth) {
+  AttentionPlannerOptions options = OptionsOf(ShapeOf(4, 1));
+  options.costs.entries = {{1, 112, 676, 12}, {64, 50'000, 56'000, 138}};
+  ForestMaker maker(kPage);
+  AddTree(maker, 4000, 10, 40);
+  const AttentionPlan plan = PlanOf("auto", options, maker.forest());
+  const auto parts = std::count_if(plan.units.begin(), plan.units.end(),
+                                   [](const auto& unit) { return unit.query_count == 40; });
+  EXPECT_GE(parts, 2);
+  EXPECT_LE(parts, 4);
+}
+
+TEST(TaskSchedule, GivesTasksToTheThreadThatIsFreeFirst) {
+  TaskSchedule schedule(2);
+  schedule.Add(10, 5);
+  EXPECT_DOUBLE_EQ(schedule.End(), 30 + 1);  // and a tenth of the longest
+  schedule.Add(6, 1);
+  EXPECT_DOUBLE_EQ(schedule.End(), 30 + 1);
+  schedule.Add(6, 1);
+  EXPECT_DOUBLE_EQ(schedule.End(), 32 + 1);
+  EXPECT_DOUBLE_EQ(schedule.Balanced(), 31);
+  // Where tasks are many and small, nobody waits long.
+  schedule.Add(1, 1000);
+  EXPECT_DOUBLE_EQ(schedule.End(), 531 + 1);
+  schedule.Clear();
+  EXPECT_DOUBLE_EQ(schedule.End(), 0);
+}
+
 // Draft tokens: nodes of one token in blocks with masks, where masks cost little.
 TEST(AutoPlanner, TakesFlattenedBlocksOfSmallNodesWhereMasksCostLittle) {
   AttentionPlannerOptions options = OptionsOf(ShapeOf(8, 8));
@@ -150,6 +180,18 @@ TEST(MeasuredCosts, HaveAnEntryForEveryKindOfUnit) {
       EXPECT_GT(entry.one, 0);
       EXPECT_GE(entry.tile, entry.one);
       EXPECT_GT(entry.token, 0);
+    }
+    // One kernel runs all of more than a step's rows: what one entry's measurement caught of other
+    // work must not show.
+    const auto first = std::find_if(costs.entries.begin(), costs.entries.end(),
+                                    [](const auto& entry) { return entry.rows > 8; });
+    ASSERT_GE(costs.entries.end() - first, 3);
+    const AttentionCosts::Entry& last = costs.entries.back();
+    for (auto entry = first; entry != costs.entries.end(); ++entry) {
+      const double part =
+          static_cast<double>(entry->rows - first->rows) / (last.rows - first->rows);
+      EXPECT_NEAR(entry->token, first->token + part * (last.token - first->token),
+                  1e-6 * last.token);
     }
     EXPECT_GT(costs.partial, 0);
     EXPECT_GT(costs.masked, 0);
