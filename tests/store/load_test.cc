@@ -1,7 +1,9 @@
 // Loads from disk that go wrong on the way, end early, or are reported on too late.
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +38,29 @@ class Load : public DiskSessions {
     EXPECT_TRUE(begun.ok()) << begun.status();
     return begun.ok() ? *std::move(begun) : nullptr;
   }
+  // All of the extent file: its header's block, then the slots of s0, s1, s2.
+  std::string FileOnDisk() const {
+    std::ifstream file(FilePath(), std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  void PutOnDisk(uint64_t slot, const std::string& bytes, uint64_t offset = 0) {
+    std::fstream file(FilePath(), std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(kBlockBytes + slot * session_bytes_ + offset));
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    ASSERT_TRUE(file.flush().good());
+  }
+  std::string SlotOf(const std::string& file, uint64_t slot) const {
+    return file.substr(kBlockBytes + slot * session_bytes_, session_bytes_);
+  }
+  std::string FilePath() const { return directory_.path() + "/data/extents/00000001.tkx"; }
+  // It is the load that finds out, before an engine sees anything.
+  void ExpectMissFromDisk(uint64_t i) {
+    const RestoreOutcome restored = Restore(i);
+    EXPECT_EQ(restored.token_count, 0u);
+    EXPECT_EQ(restored.data_losses, 0u);
+    EXPECT_THAT(restored.miss_reason, ::testing::HasSubstr("digest"));
+    EXPECT_EQ(HostBytes(), 0u);
+  }
   void DelayReads() {
     device_->Inject(
         {.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
@@ -56,6 +81,67 @@ TEST_F(Load, AReportOfDamageInWhatWasCutDropsNothing) {
   EXPECT_EQ(Restore(0).disk_tokens, kTokens);
   restore->ReportDamage(0, 0);
   EXPECT_EQ(Restore(0).disk_tokens, 0u) << "it is in host memory still";
+}
+
+// A write that went astray: whole chunks with right digests, each in the other's slot.
+TEST_F(Load, WhatLiesInAnotherChunksSlotIsAMiss) {
+  const std::string file = FileOnDisk();
+  PutOnDisk(0, SlotOf(file, 1));
+  PutOnDisk(1, SlotOf(file, 0));
+  ExpectMissFromDisk(0);
+  ExpectMissFromDisk(1);
+  EXPECT_EQ(Restore(2).disk_tokens, kTokens);
+}
+
+// A write that never came down: what the slot held before was a chunk of the same tokens, so of the
+// same identity, with other KV.
+TEST_F(Load, AnEarlierCopyOfTheSameTokensIsAMiss) {
+  const std::string old = SlotOf(FileOnDisk(), 0);
+  ASSERT_TRUE(kv().DropSession("s0").ok());
+  const KvContext other = ContextOf(0, kTokens, /*salt=*/1);
+  ASSERT_EQ(other.tokens(), ContextOf(0, kTokens).tokens());
+  ASSERT_TRUE(SaveAll(kv(), pattern_, {.session = "s0", .context = &other}).ok());
+  ASSERT_TRUE(opened_->Close().ok());
+  const std::string file = FileOnDisk();
+  constexpr size_t kIdOffset = 32;
+  int replaced = 0;
+  for (uint64_t slot = 0; kBlockBytes + (slot + 1) * session_bytes_ <= file.size(); ++slot) {
+    if (SlotOf(file, slot).substr(kIdOffset, 32) != old.substr(kIdOffset, 32)) continue;
+    PutOnDisk(slot, old);
+    ++replaced;
+  }
+  ASSERT_GE(replaced, 1);
+  Reopen();
+  ExpectMissFromDisk(0);
+}
+
+TEST_F(Load, ADamagedHeaderIsAMiss) {
+  for (uint64_t i = 0; i < 3; ++i) {
+    const uint64_t offset = std::array<uint64_t, 3>{0, 40, 200}[i];  // magic, id, a digest
+    const char was = SlotOf(FileOnDisk(), i)[offset];
+    PutOnDisk(i, std::string(1, static_cast<char>(was ^ 1)), offset);
+    ExpectMissFromDisk(i);
+  }
+}
+
+// Every engine of the tenant may report; what it says is looked at, not believed.
+TEST_F(Load, AReportOfDamageIsCheckedBeforeTheCopyIsDropped) {
+  for (const uint32_t layer : {0u, 3u, kHeaderLayer}) {
+    SCOPED_TRACE(layer);
+    ASSERT_EQ(Restore(0).token_count, kTokens);  // it is in host memory now
+    auto restore = Begin(0);
+    restore->ReportDamage(0, layer);
+    EXPECT_EQ(restore->progress().valid_tokens, 0u) << "who does not trust it does not use it";
+    restore.reset();
+    EXPECT_EQ(Restore(0).host_tokens, kTokens) << "nothing was damaged";
+    restore = Begin(0);
+    const ChunkSlot& slot = restore->slots()[0];
+    const uint64_t offset = layer == kHeaderLayer ? 40 : slot.geometry->page_offset[layer];
+    slot.memory[offset] ^= std::byte{1};
+    restore->ReportDamage(0, layer);
+    restore.reset();
+    EXPECT_EQ(Restore(0).disk_tokens, kTokens) << "the damaged copy was not dropped";
+  }
 }
 
 // Sessions of two chunks, of two layers of half a MiB each: of each layer both chunks' pages are
