@@ -125,7 +125,7 @@ absl::Status ClientRestoreTicket::Init(const wire::Frame& frame) {
 
 absl::Status ClientRestoreTicket::AddSpan(const wire::RestoreEntry& entry) {
   const uint64_t end = uint64_t{entry.first_in_chunk} + entry.token_count;
-  if (entry.chunk_token_count == 0 || entry.token_count == 0 || end > entry.chunk_token_count ||
+  if (entry.token_count == 0 || end > entry.chunk_token_count ||
       entry.chunk_token_count > parts_.layout->layout().chunk_tokens ||
       entry.tier > static_cast<uint32_t>(Tier::kGpu)) {
     return Internal("restore plan: tokens [{}, {}) of a chunk of {} in tier {}",

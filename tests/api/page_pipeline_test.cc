@@ -1,29 +1,21 @@
 // Pages in frames. A client that reads page after page has several requests on their way at once,
 // and not more than its bound: seen by a proxy between client and daemon. The daemon answers them
 // in order, and copies no more of them than are soon taken.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <array>
+#include <functional>
+#include <memory>
 #include <set>
-#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <absl/synchronization/mutex.h>
 #include <gtest/gtest.h>
 
 #include "api/frame.h"
+#include "api/frame_proxy.h"
 #include "api/raw_connection.h"
-#include "api/socket_connect.h"
 #include "api/turnkeep.pb.h"
-#include "api/unique_fd.h"
 #include "api/wire_messages.h"
 #include "core/limits.h"
 #include "core/status.h"
@@ -35,164 +27,40 @@
 namespace turnkeep::testing {
 namespace {
 
-// Passes frames between one client and the daemon. The first answer to a PAGE_READ is held until
-// `wanted` of them have been asked for, or for five seconds; after `ends_after` answers the
-// connection ends; `holds` keeps all answers to PAGE_READ back until Release. With `ahead_fails`
-// each page but a ticket's first header and page is answered so when asked for the first time, as
-// a daemon does that held the request back too long, or that had too many of them.
-struct ProxyOptions {
-  int wanted = 1;
-  int ends_after = 1 << 30;
-  bool holds = false;
-  absl::Status ahead_fails;
-};
-class Proxy {
+// Each page but a ticket's first header and page is answered with an error when it is asked for the
+// first time, as a daemon does that held the request back too long, or that had too many of them.
+class FailsAhead {
  public:
-  Proxy(uint16_t daemon_port, ProxyOptions options) : options_(options) {
-    listener_ = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address{.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    socklen_t bytes = sizeof(address);
-    EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &bytes), 0);
-    port_ = ntohs(address.sin_port);
-    EXPECT_EQ(::listen(listener_.get(), 1), 0);
-    up_ = std::thread([this, daemon_port] { Run(daemon_port); });
-  }
-  // After the client has gone.
-  ~Proxy() { up_.join(); }
-
-  uint16_t port() const { return port_; }
-  void Release() {
-    absl::MutexLock lock(&mutex_);
-    options_.holds = false;
-  }
-  int in_flight() const {
-    absl::MutexLock lock(&mutex_);
-    return in_flight_;
-  }
+  explicit FailsAhead(absl::Status error) : error_(std::move(error)) {}
   int failed() const {
     absl::MutexLock lock(&mutex_);
     return failed_;
   }
-  int most_in_flight() const {
+  void operator()(const wire::FrameHeader& header, std::vector<std::byte>& frame) {
+    if (header.type != wire::PAGE_READ) return;
     absl::MutexLock lock(&mutex_);
-    return most_in_flight_;
-  }
-
- private:
-  void Run(uint16_t daemon_port) {
-    client_ = UniqueFd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    const int on = 1;
-    EXPECT_EQ(::setsockopt(client_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
-    auto daemon = ConnectLoopback({.host = "127.0.0.1", .port = daemon_port},
-                                  absl::Now() + absl::Seconds(10));
-    ASSERT_TRUE(daemon.ok()) << daemon.status();
-    daemon_ = *std::move(daemon);
-    std::thread down([this] {
-      Pass(daemon_.get(), client_.get(), /*replies=*/true);
-      ::shutdown(client_.get(), SHUT_RDWR);
-    });
-    Pass(client_.get(), daemon_.get(), /*replies=*/false);
-    ::shutdown(daemon_.get(), SHUT_RDWR);
-    down.join();
-  }
-
-  static bool ReadAll(int fd, std::byte* to, size_t bytes) {
-    while (bytes > 0) {
-      pollfd ready{.fd = fd, .events = POLLIN, .revents = 0};
-      if (::poll(&ready, 1, -1) < 0) return false;
-      const ssize_t got = ::recv(fd, to, bytes, 0);
-      if (got == 0 || (got < 0 && errno != EAGAIN)) return false;
-      if (got < 0) continue;
-      to += got;
-      bytes -= static_cast<size_t>(got);
-    }
-    return true;
-  }
-  static bool WriteAll(int fd, const std::byte* from, size_t bytes) {
-    while (bytes > 0) {
-      pollfd ready{.fd = fd, .events = POLLOUT, .revents = 0};
-      if (::poll(&ready, 1, -1) < 0) return false;
-      const ssize_t sent = ::send(fd, from, bytes, MSG_NOSIGNAL);
-      if (sent < 0 && errno != EAGAIN) return false;
-      if (sent < 0) continue;
-      from += sent;
-      bytes -= static_cast<size_t>(sent);
-    }
-    return true;
-  }
-
-  void Pass(int from, int to, bool replies) {
-    std::vector<std::byte> frame(wire::kFrameHeaderBytes);
-    while (ReadAll(from, frame.data(), wire::kFrameHeaderBytes)) {
-      wire::FrameHeader header;
-      std::array<std::byte, wire::kFrameHeaderBytes> head;
-      std::copy_n(frame.begin(), head.size(), head.begin());
-      ASSERT_TRUE(wire::DecodeFrameHeader(head, kMaxFrameBytes, &header).ok());
-      frame.resize(wire::FrameBytes(header.payload_bytes, header.raw_bytes));
-      if (!ReadAll(from, frame.data() + head.size(), frame.size() - head.size())) return;
-      if (header.type == wire::PAGE_READ && !Count(replies)) return;
-      if (header.type == wire::PAGE_READ && !options_.ahead_fails.ok())
-        Fail(header, replies, frame);
-      if (!WriteAll(to, frame.data(), frame.size())) return;
-      frame.resize(wire::kFrameHeaderBytes);
-    }
-  }
-
-  // Remembers the requests that are to fail, and makes errors of their answers.
-  void Fail(const wire::FrameHeader& header, bool reply, std::vector<std::byte>& frame) {
-    if (!reply) {
-      const std::string payload(
-          reinterpret_cast<const char*>(frame.data()) + wire::kFrameHeaderBytes,
-          header.payload_bytes);
+    if (!header.reply()) {
+      const std::string payload = FrameProxy::PayloadOf(header, frame);
       wire::PageRead request;
       ASSERT_TRUE(request.ParseFromString(payload));
       const bool first = request.span() == 0 && request.offset() == 0 &&
                          (request.layer() == 0 || request.layer() == kHeaderLayer);
-      absl::MutexLock lock(&mutex_);
       if (seen_.insert(payload).second && !first) to_fail_.insert(header.request_id);
-      return;
+    } else if (to_fail_.erase(header.request_id) > 0) {
+      ++failed_;
+      wire::Error error;
+      wire::ToWire(error_, &error);
+      FrameProxy::Replace({.type = wire::ERROR, .request_id = header.request_id},
+                          error.SerializeAsString(), {}, frame);
     }
-    absl::MutexLock lock(&mutex_);
-    if (to_fail_.erase(header.request_id) == 0) return;
-    ++failed_;
-    wire::Error error;
-    wire::ToWire(options_.ahead_fails, &error);
-    const std::string answer = wire::EncodeFrameHead(
-        {.type = wire::ERROR, .request_id = header.request_id}, error.SerializeAsString(), 0);
-    const auto bytes = std::as_bytes(std::span(answer));
-    frame.assign(bytes.begin(), bytes.end());
   }
 
-  // False when the connection is to end.
-  bool Count(bool reply) {
-    absl::MutexLock lock(&mutex_);
-    if (!reply) {
-      most_in_flight_ = std::max(most_in_flight_, ++in_flight_);
-      return true;
-    }
-    const auto enough = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return most_in_flight_ >= options_.wanted;
-    };
-    const auto released = [this]()
-                              ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !options_.holds; };
-    if (answers_ == 0) mutex_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(5));
-    mutex_.AwaitWithTimeout(absl::Condition(&released), absl::Seconds(10));
-    --in_flight_;
-    return ++answers_ <= options_.ends_after;
-  }
-
-  uint16_t port_ = 0;
-  UniqueFd listener_, client_, daemon_;
+ private:
+  const absl::Status error_;
   mutable absl::Mutex mutex_;
-  ProxyOptions options_ ABSL_GUARDED_BY(mutex_);
-  int in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
-  int most_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
-  int answers_ ABSL_GUARDED_BY(mutex_) = 0;
   int failed_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<std::string> seen_ ABSL_GUARDED_BY(mutex_);
   std::set<uint64_t> to_fail_ ABSL_GUARDED_BY(mutex_);
-  std::thread up_;
 };
 
 class PagePipeline : public ::testing::Test {
@@ -202,7 +70,7 @@ class PagePipeline : public ::testing::Test {
     ASSERT_TRUE(client->RegisterLayout(pattern_.layout()).ok());
     ASSERT_TRUE(SaveAll(*client, pattern_, {.session = "s", .context = &context_}).ok());
   }
-  std::unique_ptr<Client> Connect(DaemonHarness& daemon, const Proxy& proxy,
+  std::unique_ptr<Client> Connect(DaemonHarness& daemon, const FrameProxy& proxy,
                                   absl::Duration request_timeout = absl::Seconds(10)) {
     ClientOptions options = daemon.TcpOptions();
     options.tcp_address = "127.0.0.1:" + std::to_string(proxy.port());
@@ -241,7 +109,7 @@ TEST_F(PagePipeline, PagesThatWillBeReadAreAskedForBeforeTheLastHasCome) {
   DaemonHarness daemon({.tcp = true});
   ASSERT_NO_FATAL_FAILURE(Save(daemon));
   // ReadPage reads a header and then its page: both are asked for ahead.
-  Proxy proxy(daemon.server().tcp_port(), {.wanted = 9});
+  FrameProxy proxy(daemon.server().tcp_port(), {.wanted = 9});
   {
     const auto client = Connect(daemon, proxy);
     ASSERT_NE(client, nullptr);
@@ -265,7 +133,7 @@ TEST_F(PagePipeline, PagesThatWillBeReadAreAskedForBeforeTheLastHasCome) {
 TEST_F(PagePipeline, TheEndOfTheConnectionEndsAllThatIsOnItsWay) {
   DaemonHarness daemon({.tcp = true});
   ASSERT_NO_FATAL_FAILURE(Save(daemon));
-  Proxy proxy(daemon.server().tcp_port(), {.ends_after = 30});
+  FrameProxy proxy(daemon.server().tcp_port(), {.ends_after = 30});
   {
     const auto client = Connect(daemon, proxy);
     ASSERT_NE(client, nullptr);
@@ -279,7 +147,7 @@ TEST_F(PagePipeline, TheEndOfTheConnectionEndsAllThatIsOnItsWay) {
 TEST_F(PagePipeline, APageThatDoesNotComeIsLateAndTheOthersAreForgotten) {
   DaemonHarness daemon({.tcp = true});
   ASSERT_NO_FATAL_FAILURE(Save(daemon));
-  Proxy proxy(daemon.server().tcp_port(), {.holds = true});
+  FrameProxy proxy(daemon.server().tcp_port(), {.holds = true});
   {
     const auto client = Connect(daemon, proxy, absl::Milliseconds(300));
     ASSERT_NE(client, nullptr);
@@ -302,7 +170,8 @@ TEST_F(PagePipeline, WhatFailedBeforeItWasWantedIsAskedForAgain) {
   for (const absl::Status& fails :
        {DeadlineExceeded("not done in time"), ResourceExhausted("too many wait")}) {
     SCOPED_TRACE(fails.ToString());
-    Proxy proxy(daemon.server().tcp_port(), {.ahead_fails = fails});
+    FailsAhead failing(fails);
+    FrameProxy proxy(daemon.server().tcp_port(), {.alter = std::ref(failing)});
     const auto client = Connect(daemon, proxy);
     ASSERT_NE(client, nullptr);
     auto ticket = Begin(*client);
@@ -311,7 +180,7 @@ TEST_F(PagePipeline, WhatFailedBeforeItWasWantedIsAskedForAgain) {
     const absl::Status read = ReadAllPages(*ticket);
     EXPECT_TRUE(read.ok()) << read;
     EXPECT_EQ(ticket->token_count(), context_.size());
-    EXPECT_GT(proxy.failed(), 20);
+    EXPECT_GT(failing.failed(), 20);
   }
 }
 
@@ -320,7 +189,7 @@ TEST_F(PagePipeline, ManyRestoresTogetherAskForABoundedNumberAhead) {
   constexpr int kRestores = 24;
   DaemonHarness daemon({.tcp = true});
   ASSERT_NO_FATAL_FAILURE(Save(daemon));
-  Proxy proxy(daemon.server().tcp_port(), {.holds = true});
+  FrameProxy proxy(daemon.server().tcp_port(), {.holds = true});
   {
     const auto client = Connect(daemon, proxy);
     ASSERT_NE(client, nullptr);

@@ -1,6 +1,7 @@
 // Loads from disk that go wrong on the way, end early, or are reported on too late.
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -124,12 +125,41 @@ TEST_F(Load, ADamagedHeaderIsAMiss) {
   }
 }
 
+TEST_F(Load, AReadThatFailsOrLiesOnceIsTriedAgain) {
+  uint64_t i = 0;
+  for (const FaultKind kind : {FaultKind::kEio, FaultKind::kBitFlip}) {
+    device_->Inject({.at = device_->operation_count(), .kind = kind, .only = {DeviceOp::kRead}});
+    const RestoreOutcome restored = Restore(i++);
+    EXPECT_EQ(restored.disk_tokens, kTokens) << restored.miss_reason;
+  }
+  EXPECT_EQ(Count("digest_failures_total"), 0);
+}
+
+// The tokens by which a prompt is compared inside a chunk are those of that chunk.
+TEST_F(Load, AMatchInsideAChunkReadsNoOthersHeader) {
+  ASSERT_EQ(Restore(0).token_count, kTokens);
+  ASSERT_EQ(Restore(1).token_count, kTokens);
+  auto zero = Begin(0);
+  auto one = Begin(1);
+  std::memcpy(zero->slots()[0].memory.data(), one->slots()[0].memory.data(),
+              zero->slots()[0].memory.size());
+  zero.reset();
+  one.reset();
+  const KvContext begins_alike = ContextOf(0, kTokens - 20);
+  const auto restored =
+      RestoreAndCheck(kv(), pattern_, {.session = "s0", .context = &begins_alike});
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->disk_tokens, kTokens - 20) << restored->miss_reason;
+}
+
 // Every engine of the tenant may report; what it says is looked at, not believed.
 TEST_F(Load, AReportOfDamageIsCheckedBeforeTheCopyIsDropped) {
   for (const uint32_t layer : {0u, 3u, kHeaderLayer}) {
     SCOPED_TRACE(layer);
     ASSERT_EQ(Restore(0).token_count, kTokens);  // it is in host memory now
     auto restore = Begin(0);
+    restore->ReportDamage(1, layer);  // there is none
+    EXPECT_EQ(restore->progress().valid_tokens, kTokens);
     restore->ReportDamage(0, layer);
     EXPECT_EQ(restore->progress().valid_tokens, 0u) << "who does not trust it does not use it";
     restore.reset();
