@@ -113,16 +113,31 @@ TEST_P(KvStoreSuite, AWriterWithAnOldGenerationIsRefused) {
   const KvContext other = ContextOf(2, 40);
   const uint64_t generation = Save(pattern, "s", context).generation;
   for (const uint64_t wrong : {uint64_t{0}, generation + 1, UINT64_MAX}) {
-    const auto saved =
-        SaveAll(kv(), pattern, {.session = "s", .expected_generation = wrong, .context = &other});
-    EXPECT_EQ(saved.status().code(), absl::StatusCode::kFailedPrecondition)
-        << wrong << ": " << saved.status();
+    // At the begin: before its engine does any work.
+    const auto begun = BeginSaveOf(
+        kv(), pattern, {.session = "s", .expected_generation = wrong, .context = &other});
+    EXPECT_EQ(begun.status().code(), absl::StatusCode::kFailedPrecondition)
+        << wrong << ": " << begun.status();
   }
   const auto absent =
-      SaveAll(kv(), pattern, {.session = "t", .expected_generation = 3, .context = &other});
+      BeginSaveOf(kv(), pattern, {.session = "t", .expected_generation = 3, .context = &other});
   EXPECT_EQ(absent.status().code(), absl::StatusCode::kFailedPrecondition) << absent.status();
   EXPECT_EQ(RestoreWithoutPrompt(pattern, "s", context), context.size());
   EXPECT_EQ(Status().session_count, 1u);
+}
+
+// The same tokens, another model's KV: nothing of the session's own view may be kept.
+TEST_P(KvStoreSuite, ASessionThatIsSavedAgainUnderAnotherLayoutKeepsNothing) {
+  const KvPattern pattern = Register(TinyLayout());
+  const KvPattern other = Register(TinyLayout("other"));
+  const KvContext context = ContextOf(1, 40);
+  const KvContext others = ContextOf(1, 40, /*salt=*/1);
+  ASSERT_EQ(context.tokens(), others.tokens());
+  Save(pattern, "s", context);
+  const CommitResult saved = Save(other, "s", others);
+  EXPECT_EQ(saved.new_chunks, 3u);
+  EXPECT_EQ(RestoreWithoutPrompt(other, "s", others), others.size());
+  EXPECT_EQ(Restore(other, "s", others), others.size());
 }
 
 TEST_P(KvStoreSuite, ATenFoldSystemPromptIsStoredOnce) {

@@ -178,6 +178,39 @@ TEST_P(KvStoreSuite, ATruncatedContextNeverStandsInForTheFullOne) {
   EXPECT_EQ(Restore(pattern, "cut", cut), cut.size());
 }
 
+// The same where the truncated view is rewound into the middle of a chunk: what is saved then
+// begins with tokens of a slice, whose KV knows of what was dropped.
+TEST_P(KvStoreSuite, ARewindInsideATruncatedViewNeverStandsInForTheFullContext) {
+  struct Case {
+    uint64_t drop_begin, drop_end;
+    uint64_t keep;   // tokens of the truncated view that stay
+    uint64_t alike;  // leading tokens that have the KV of the full context
+  };
+  const KvPattern pattern = Register(TinyLayout());
+  uint64_t seed = 100;
+  for (const Case& c : {Case{16, 24, 20, 16}, Case{0, 16, 10, 0}, Case{16, 32, 20, 16}}) {
+    for (const bool fresh_first : {false, true}) {
+      SCOPED_TRACE(std::to_string(c.drop_begin) + (fresh_first ? " fresh first" : ""));
+      const std::string name = "cut" + std::to_string(++seed);
+      KvContext cut = ContextOf(seed, 64);
+      Save(pattern, name, cut);
+      const auto info = kv().TruncateSession(
+          {.session = name, .drop_begin = c.drop_begin, .drop_end = c.drop_end});
+      ASSERT_TRUE(info.ok()) << info.status();
+      NoteGeneration(*info);
+      cut.Drop(c.drop_begin, c.drop_end);
+      cut.Resize(c.keep);
+      cut = Extended(cut, 7, 40);
+      KvContext fresh;
+      fresh.Append(cut.tokens());
+      if (fresh_first) Save(pattern, name + "-fresh", fresh);
+      Save(pattern, name, cut);
+      EXPECT_EQ(RestoreByTokens(pattern, fresh), fresh_first ? fresh.size() : c.alike);
+      EXPECT_EQ(RestoreWithoutPrompt(pattern, name, cut), cut.size());
+    }
+  }
+}
+
 TEST_P(KvStoreSuite, TruncationChecksTheGenerationAndTheRange) {
   const KvPattern pattern = Register(TinyLayout());
   const KvContext context = ContextOf(1, 50);

@@ -261,5 +261,25 @@ TEST_F(TiersTest, TheWriteBudgetBoundsDemotion) {
   EXPECT_LT(restorable, 15u * 64 * 32);
 }
 
+TEST_F(TiersTest, SessionsAreBoundedAndThoseThatAreThereGoOn) {
+  StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
+  options.max_sessions = 2;
+  Open(options);
+  const KvPattern pattern = Register(BlockLayout());
+  ASSERT_TRUE(Save(pattern, "a", ContextOf(1, 64)) && Save(pattern, "b", ContextOf(2, 64)));
+  const KvContext third = ContextOf(3, 64);
+  const auto saved = SaveAll(kv(), pattern, {.session = "c", .context = &third});
+  EXPECT_TRUE(absl::IsResourceExhausted(saved.status())) << saved.status();
+  const auto forked = kv().ForkSession({.source = "a", .target = "c"});
+  EXPECT_TRUE(absl::IsResourceExhausted(forked.status())) << forked.status();
+  EXPECT_FALSE(kv().StatSession("c").ok());
+  const KvContext longer = Extended(ContextOf(1, 64), 4, 64);
+  const auto again =
+      SaveAll(kv(), pattern, {.session = "a", .expected_generation = 1, .context = &longer});
+  EXPECT_TRUE(again.ok()) << again.status();
+  ASSERT_TRUE(kv().DropSession("b").ok());
+  EXPECT_TRUE(Save(pattern, "c", third));
+}
+
 }  // namespace
 }  // namespace turnkeep::testing
