@@ -54,7 +54,7 @@ struct AttentionCosts {
   uint32_t row_step = 8;
   double partial = 60;    // merging a row's partial result
   double masked = 0.5;    // a row and token of a unit that has masks
-  double planning = 150;  // a node or sequence that is put into a plan; a tenth of it to look at it
+  double planning = 150;  // a node or sequence that is put into a plan
 };
 
 struct AttentionPlannerOptions {

@@ -22,7 +22,9 @@ namespace {
 constexpr double kGain = 0.9;
 // Of what planning takes, what must be gained.
 constexpr double kOverPlanning = 2;
-// Looking at the tree may take so much of per_sequence's time, or of what could be gained.
+// Looking at the tree takes so much of planning, and may take so much of per_sequence's time, or of
+// what could be gained.
+constexpr double kLook = 0.7;
 constexpr double kLookShare = 0.01;
 constexpr double kLookGain = 0.1;
 // Tasks are made smaller as long as threads would otherwise stand still for more than this share.
@@ -45,11 +47,13 @@ class AutoPlanner final : public AttentionPlanner {
     if (!WorthALook(forest)) return PlanPerSequence(forest, options_, plan);
     order_.Assign(forest);
     CountQueries(forest);
-    Decide(forest);
-    const double decided = SplitDecided();
+    const double cost = Decide(forest) * calls_;
     const double flat = Flattened(forest) * calls_;
-    const double best = std::min(decided, flat);
     const double apart = PerSequenceEnd(forest);
+    // Splitting and merging add to what units cost.
+    if (std::min(cost, flat) > kGain * apart) return PlanPerSequence(forest, options_, plan);
+    const double decided = SplitDecided();
+    const double best = std::min(decided, flat);
     if (best > kGain * apart || apart - best < kOverPlanning * planning_)
       return PlanPerSequence(forest, options_, plan);
     if (flat < decided) return PlanFlattenTree(forest, order_, options_, plan);
@@ -74,7 +78,7 @@ class AutoPlanner final : public AttentionPlanner {
     if (sequences < 2 || path_tokens <= unique) return false;
     const auto items = static_cast<double>(forest.nodes().size() + sequences);
     planning_ = items * options_.costs.planning;
-    const double look = planning_ / 10;
+    const double look = kLook * planning_;
     const double all = per_sequence_ * calls_;
     const double gain =
         all - std::max(least, static_cast<double>(unique) * model_.Token(1)) * calls_;
@@ -108,9 +112,10 @@ class AutoPlanner final : public AttentionPlanner {
     uint64_t queries;  // of a unit; of several the mean
   };
 
-  // Fills decisions_.
-  void Decide(const PrefixForest& forest) {
+  // Fills decisions_; returns what they cost on one thread, not split.
+  double Decide(const PrefixForest& forest) {
     decisions_.clear();
+    double cost = 0;
     visits_.clear();
     for (size_t i = forest.roots().size(); i-- > 0;)
       visits_.push_back({forest.roots()[i], 0, 0, 0});
@@ -132,6 +137,10 @@ class AutoPlanner final : public AttentionPlanner {
         decisions_.push_back(
             {index, pieces, tokens, false, units > 0, count, (queries + count - 1) / count});
       }
+      if (tokens > 0 && (unit || !node.sequences.empty())) {
+        const Decision& decision = decisions_.back();
+        cost += static_cast<double>(decision.units) * model_.Unit(tokens, decision.queries);
+      }
       const uint32_t above = units + (unit && tokens > 0 ? 1 : 0);
       for (size_t i = node.children.size(); i-- > 0;) {
         if (unit) {
@@ -141,6 +150,7 @@ class AutoPlanner final : public AttentionPlanner {
         }
       }
     }
+    return cost;
   }
 
   // Adds units that are split into parts of at most most_tokens to schedule_.
