@@ -13,15 +13,15 @@ namespace turnkeep {
 
 namespace {
 
-// One KV head with as many query heads as a group has, and pages enough not to sit in a core's own
-// caches.
+// One KV head with some query heads, and pages enough not to sit in a core's own caches.
 class Probe {
  public:
   static constexpr uint32_t kTokens = 8192;
 
-  Probe(const AttentionShape& shape, ThreadPool& pool) : shape_(shape), attention_(&pool) {
+  Probe(const AttentionShape& shape, uint32_t query_heads, ThreadPool& pool)
+      : shape_(shape), attention_(&pool) {
     threads_ = pool.thread_count();
-    shape_.query_heads /= shape.kv_heads;
+    shape_.query_heads = query_heads;
     shape_.kv_heads = 1;
     shape_.page_tokens = 16;
     const uint64_t bytes = uint64_t{kTokens} * shape_.head_dim * DTypeBytes(shape_.dtype);
@@ -74,7 +74,7 @@ class Probe {
     return took.count() * std::min(threads_, units);
   }
 
-  uint32_t group() const { return shape_.query_heads; }
+  uint32_t query_heads() const { return shape_.query_heads; }
   uint32_t head_dim() const { return shape_.head_dim; }
   uint32_t threads() const { return threads_; }
 
@@ -103,16 +103,11 @@ struct EntrySamples {
   Sample one, tile, tiles;
 };
 
-std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& costs) {
+std::vector<EntrySamples> SamplesOf(const Probe& probe) {
   constexpr uint32_t kRows[] = {1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256};
   constexpr uint32_t kTile = AttentionCosts::kTileTokens;
   std::vector<EntrySamples> entries;
-  for (const uint32_t wanted : kRows) {
-    const uint32_t queries = (wanted + probe.group() - 1) / probe.group();
-    uint32_t rows = queries * probe.group();
-    if (rows >= costs.many_rows)
-      rows = (rows + costs.row_step - 1) / costs.row_step * costs.row_step;
-    if (!entries.empty() && rows <= entries.back().rows) continue;
+  for (const uint32_t rows : kRows) {
     // About a tenth of a millisecond a thread each, and a unit for each thread at least.
     const uint64_t row_tokens = 1'000'000 / (probe.head_dim() * uint64_t{rows} / 8 + 32);
     const auto units = [&](uint64_t tokens) {
@@ -121,9 +116,9 @@ std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& co
     };
     const uint32_t tiles = kTile * (rows > 64 ? 3 : 10);
     entries.push_back({.rows = rows,
-                       .one = {units(kTile / 4), 1, queries},
-                       .tile = {units(kTile), kTile, queries},
-                       .tiles = {units(tiles), tiles, queries}});
+                       .one = {units(kTile / 4), 1, rows},
+                       .tile = {units(kTile), kTile, rows},
+                       .tiles = {units(tiles), tiles, rows}});
   }
   return entries;
 }
@@ -133,8 +128,8 @@ std::vector<EntrySamples> SamplesOf(const Probe& probe, const AttentionCosts& co
 // that were measured before and after still compare.
 void MeasureSamples(Probe& probe, const std::vector<Sample*>& samples) {
   constexpr int kRounds = 8;
-  const uint32_t queries = (16 + probe.group() - 1) / probe.group();
-  const uint32_t tiles = std::max(1u, 128 / (queries * probe.group()));
+  const uint32_t queries = (16 + probe.query_heads() - 1) / probe.query_heads();
+  const uint32_t tiles = std::max(1u, 128 / (queries * probe.query_heads()));
   const Sample yardstick{probe.threads(), tiles * AttentionCosts::kTileTokens, queries};
   double least = std::numeric_limits<double>::max();
   for (int round = 0; round < kRounds; ++round) {
@@ -201,16 +196,21 @@ double MeasurePlanning(const AttentionShape& shape) {
 
 AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool) {
   using Kind = Probe::Kind;
-  Probe probe(shape, pool);
   AttentionCosts costs;
-  std::vector<EntrySamples> entries = SamplesOf(probe, costs);
-  const uint32_t masked_queries = (16 + probe.group() - 1) / probe.group();
-  Sample apart{64, 1, 8}, merged{64, 1, 8, Kind::kMerged};
-  Sample seen{16, 96, masked_queries}, masked{16, 96, masked_queries, Kind::kMasked};
-  std::vector<Sample*> samples = {&apart, &merged, &seen, &masked};
+  // A kernel does not care which of its rows are heads of one query: with one head there are
+  // entries for every number of rows, whatever the group.
+  Probe rows(shape, 1, pool);
+  std::vector<EntrySamples> entries = SamplesOf(rows);
+  Sample seen{16, 96, 16}, masked{16, 96, 16, Kind::kMasked};
+  std::vector<Sample*> samples = {&seen, &masked};
   for (EntrySamples& entry : entries)
     for (Sample* sample : {&entry.one, &entry.tile, &entry.tiles}) samples.push_back(sample);
-  MeasureSamples(probe, samples);
+  MeasureSamples(rows, samples);
+  // Merging goes by query.
+  const uint32_t group = shape.query_heads / shape.kv_heads;
+  Probe queries(shape, group, pool);
+  Sample apart{64, 1, 8}, merged{64, 1, 8, Kind::kMerged};
+  MeasureSamples(queries, {&apart, &merged});
   costs.entries.clear();
   for (const EntrySamples& entry : entries) {
     const double tile = entry.tile.OfUnit();
@@ -222,9 +222,8 @@ AttentionCosts MeasureCpuCosts(const AttentionShape& shape, ThreadPool& pool) {
        {&AttentionCosts::Entry::one, &AttentionCosts::Entry::tile, &AttentionCosts::Entry::token})
     OnALine(costs, value);
   for (AttentionCosts::Entry& entry : costs.entries) entry.one = std::min(entry.one, entry.tile);
-  costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * probe.group()));
-  costs.masked =
-      std::max(0.05, (masked.OfUnit() - seen.OfUnit()) / (96.0 * masked_queries * probe.group()));
+  costs.partial = std::max(1.0, (merged.best - apart.best) / (64 * 8 * group));
+  costs.masked = std::max(0.05, (masked.OfUnit() - seen.OfUnit()) / (96.0 * 16));
   costs.planning = MeasurePlanning(shape);
   return costs;
 }
