@@ -133,6 +133,30 @@ TEST(ReplayOptimum, IsWhatIsCountedByHand) {
   EXPECT_EQ(RunReplay(trace, 2, 0).metrics.hit_blocks, 0u);
 }
 
+TEST(ReplayOptimum, UnexpiredIsWhatWasUsedInTheLastSeconds) {
+  const Trace trace = Make({{{1, 2}}, {{11, 3}}, {{1, 2}}, {{21, 1}}});
+  const NextUses uses(trace, Order(trace));
+  const std::vector<double> times = {0, 1, 4, 9};
+  EXPECT_EQ(PeakLiveBlocks(uses), 2u);
+  EXPECT_EQ(PeakUnexpiredBlocks(uses, times, 0.5), 3u);
+  EXPECT_EQ(PeakUnexpiredBlocks(uses, times, 1), 5u) << "what ends now is still there";
+  EXPECT_EQ(PeakUnexpiredBlocks(uses, times, 4), 5u) << "a block counts once";
+  EXPECT_EQ(PeakUnexpiredBlocks(uses, times, 8), 6u);
+}
+
+TEST(ReplayOptions, TiersFromWhatHasNotExpired) {
+  const Trace trace = Make({{{1, 2}}, {{11, 8}}, {{1, 2}}});
+  Options options;
+  options.policy = "lru";
+  ASSERT_TRUE(SetOption("host-live-share", "0.5", &options).ok());
+  const auto used_again = Replay(trace, options, nullptr);
+  ASSERT_TRUE(SetOption("live-ttl", "1000000", &options).ok());
+  const auto unexpired = Replay(trace, options, nullptr);
+  ASSERT_TRUE(used_again.ok() && unexpired.ok()) << used_again.status() << unexpired.status();
+  EXPECT_EQ(unexpired->host_bytes, 5 * used_again->host_bytes);
+  EXPECT_EQ(unexpired->disk_bytes, 5 * used_again->disk_bytes);
+}
+
 // Belady's rule block by block: after each request keep those used again soonest.
 uint64_t SlowOptimum(const Trace& trace, uint64_t capacity) {
   std::vector<std::vector<uint32_t>> paths;
@@ -453,7 +477,7 @@ TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
       {"queue", "long"},         {"decline", "maybe"},
       {"host-live-share", "2"},  {"kv-bytes-per-token", "0"},
       {"prefetch", "1.5"},       {"read-buffer-gib", "-1"},
-      {"starts", "users:0"}};
+      {"starts", "users:0"},     {"live-ttl", "0"}};
   for (const auto& [name, value] : bad) {
     Options options;
     const auto status = SetOption(name, value, &options);

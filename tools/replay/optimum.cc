@@ -1,7 +1,9 @@
 #include "optimum.h"
 
 #include <algorithm>
+#include <deque>
 #include <queue>
+#include <utility>
 
 namespace turnkeep::replay {
 
@@ -63,6 +65,28 @@ uint64_t PeakLiveBlocks(const NextUses& uses) {
       cached[run.next] += run.count;
       live += run.count;
     }
+    peak = std::max(peak, live);
+  }
+  return peak;
+}
+
+uint64_t PeakUnexpiredBlocks(const NextUses& uses, std::span<const double> times_s, double ttl_s) {
+  std::vector<uint64_t> reused(uses.size());  // blocks whose next use, in time, is this request's
+  std::deque<std::pair<double, uint64_t>> expiring;
+  uint64_t live = 0;
+  uint64_t peak = 0;
+  for (size_t position = 0; position < uses.size(); ++position) {
+    for (; !expiring.empty() && expiring.front().first < times_s[position]; expiring.pop_front())
+      live -= expiring.front().second;
+    live -= reused[position];
+    const double end = times_s[position] + ttl_s;
+    uint64_t last = 0;
+    for (const NextUses::Run& run : uses.Of(position)) {
+      const bool in_time = run.next != kNone && times_s[run.next] <= end;
+      (in_time ? reused[run.next] : last) += run.count;
+      live += run.count;
+    }
+    expiring.emplace_back(end, last);
     peak = std::max(peak, live);
   }
   return peak;

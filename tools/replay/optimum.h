@@ -47,5 +47,9 @@ uint64_t OptimalHits(const NextUses& uses, uint64_t capacity_blocks, size_t firs
 // The most blocks that are at one time between a use and their next: what a cache must hold
 // to miss nothing twice.
 uint64_t PeakLiveBlocks(const NextUses& uses);
+// The same of blocks that were used within the last `ttl_s` seconds: what a store holds that drops
+// what nobody has used for so long (CachedAttention's capacity study: an hour). `times_s` of the
+// order, ascending.
+uint64_t PeakUnexpiredBlocks(const NextUses& uses, std::span<const double> times_s, double ttl_s);
 
 }  // namespace turnkeep::replay

@@ -185,6 +185,9 @@ constexpr OptionSpec kSpecs[] = {
     {"host-live-share", "SHARE",
      "Tiers from the trace: this share of the peak live bytes in the host, the rest on disk",
      [](Text v, Options* o) { return SetShare(v, &o->host_live_share); }},
+    {"live-ttl", "S",
+     "--host-live-share: what was used in the last S seconds is live, not what will be used again",
+     [](Text v, Options* o) { return SetPositive(v, &o->live_ttl_s); }},
     {"policy", "NAME", "Eviction policy of both tiers",
      [](Text v, Options* o) -> absl::Status {
        o->policy = v;

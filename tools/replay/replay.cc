@@ -31,11 +31,20 @@ std::vector<uint32_t> AllInOrder(const Trace& trace) {
   return order;
 }
 
+std::vector<double> TimesOf(const Trace& trace) {
+  std::vector<double> times;
+  times.reserve(trace.requests.size());
+  for (const TraceRequest& request : trace.requests) times.push_back(request.time_s);
+  return times;
+}
+
 absl::Status SetCapacities(const Trace& trace, const Options& options, Result* result) {
   if (options.host_live_share) {
     if (trace.closed_loop) return InvalidArgument("--host-live-share: needs a trace with times");
     const NextUses uses(trace, AllInOrder(trace));
-    const uint64_t live = PeakLiveBlocks(uses);
+    const uint64_t live = options.live_ttl_s == 0
+                              ? PeakLiveBlocks(uses)
+                              : PeakUnexpiredBlocks(uses, TimesOf(trace), options.live_ttl_s);
     const auto host = static_cast<uint64_t>(double(live) * *options.host_live_share);
     TK_ASSIGN_OR_RETURN(result->host_bytes, BlocksToBytes(host, result->block_bytes));
     TK_ASSIGN_OR_RETURN(result->disk_bytes, BlocksToBytes(live - host, result->block_bytes));
