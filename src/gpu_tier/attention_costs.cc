@@ -164,9 +164,12 @@ void OnALine(AttentionCosts& costs, double AttentionCosts::Entry::*value) {
       slopes.push_back(((*b).*value - (*a).*value) / (b->rows - a->rows));
   }
   const double slope = median(slopes);
-  for (auto a = first; a != entries.end(); ++a) offsets.push_back((*a).*value - slope * a->rows);
-  const double offset = std::max(0.0, median(offsets));
   if (slope <= 0) return;
+  // What a token takes once, its conversion, is about three rows' work; more is a disturbance that
+  // would make sharing look good where a sequence has many rows already.
+  constexpr double kMostOnce = 4;
+  for (auto a = first; a != entries.end(); ++a) offsets.push_back((*a).*value - slope * a->rows);
+  const double offset = std::clamp(median(offsets), 0.0, kMostOnce * slope);
   for (auto a = first; a != entries.end(); ++a) (*a).*value = offset + slope * a->rows;
 }
 
