@@ -1,0 +1,213 @@
+// PAGE_READ, PAGE_WRITE, CUT and REPORT_DAMAGE of a client that asks for what is not its own: bytes
+// outside a page would be those of another chunk in the segment.
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "api/raw_connection.h"
+#include "api/turnkeep.pb.h"
+#include "api/wire_messages.h"
+#include "core/chunk_header.h"
+#include "core/status.h"
+#include "testing/client_factory.h"
+#include "testing/eventually.h"
+#include "testing/kv_pattern.h"
+#include "testing/standard_layouts.h"
+
+namespace turnkeep::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint32_t kPageBytes = 16 * kKiB;
+
+// A restore (ticket 1) and a save (ticket 2) of sessions of two chunks, of four layers.
+class PageRequests : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto client = daemon_.UnixClient();
+    ASSERT_TRUE(client->RegisterLayout(pattern_.layout()).ok());
+    ASSERT_TRUE(SaveAll(*client, pattern_, {.session = "s", .context = &context_}).ok());
+    ASSERT_TRUE(raw_.Hello());
+    wire::BeginRestoreRequest restore;
+    restore.set_ticket(1);
+    restore.set_session("s");
+    restore.set_layout(wire::IdBytes(pattern_.fingerprint()));
+    restore.set_max_tokens(UINT64_MAX);
+    restore.set_deadline_us(1'000'000);
+    ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, 1, restore));
+    ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_RESTORE);
+    wire::BeginSaveRequest save;
+    save.set_ticket(2);
+    save.set_session("t");
+    save.set_layout(wire::IdBytes(pattern_.fingerprint()));
+    save.set_space_deadline_us(1'000'000);
+    const std::vector<uint32_t> tokens = MakeTokens(77, 128);
+    ASSERT_TRUE(raw_.Request(wire::BEGIN_SAVE, 2, save,
+                             {reinterpret_cast<const char*>(tokens.data()), tokens.size() * 4}));
+    ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_SAVE);
+  }
+  static wire::PageRead PageOf(uint32_t span, uint32_t layer, uint64_t offset, uint32_t length) {
+    wire::PageRead read;
+    read.set_ticket(1);
+    read.set_span(span);
+    read.set_layer(layer);
+    read.set_offset(offset);
+    read.set_length(length);
+    return read;
+  }
+  // OK when a page came back.
+  absl::Status Read(const wire::PageRead& read) {
+    if (!raw_.Request(wire::PAGE_READ, ++request_, read)) return absl::UnknownError("not sent");
+    const auto frame = raw_.Receive();
+    if (!frame) return absl::UnknownError("the connection ended");
+    if (frame->header().type == wire::PAGE_READ) {
+      EXPECT_EQ(frame->raw().size(), read.length());
+      return absl::OkStatus();
+    }
+    return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
+  }
+  struct Write {
+    uint32_t chunk = 0;
+    uint32_t layer = 0;
+    uint64_t offset = 0;
+    size_t bytes = kPageBytes;
+    std::string digest = std::string(16, 'd');
+  };
+  // What the commit after it says: writes have no reply.
+  absl::Status WriteAndCommit(const Write& write) {
+    wire::PageWrite message;
+    message.set_ticket(2);
+    message.set_chunk(write.chunk);
+    message.set_layer(write.layer);
+    message.set_offset(write.offset);
+    message.set_digest(write.digest);
+    EXPECT_TRUE(raw_.Request(wire::PAGE_WRITE, 0, message, std::string(write.bytes, 'p')));
+    wire::TicketRef ref;
+    ref.set_ticket(2);
+    EXPECT_TRUE(raw_.Request(wire::COMMIT, ++request_, ref));
+    const auto frame = raw_.Receive();
+    if (!frame) return absl::UnknownError("the connection ended");
+    if (frame->header().type == wire::COMMIT) return absl::OkStatus();
+    return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
+  }
+
+  DaemonHarness daemon_;
+  const KvPattern pattern_{BlockLayout()};  // four pages of 16 KiB
+  const KvContext context_ = ContextOf(3, 128);
+  RawConnection raw_{daemon_.socket_path()};
+  uint64_t request_ = 10;
+};
+
+TEST_F(PageRequests, ReadsStayInsideTheirPage) {
+  EXPECT_TRUE(Read(PageOf(1, 3, 0, kPageBytes)).ok());
+  EXPECT_TRUE(Read(PageOf(1, 3, kPageBytes - 8, 8)).ok());
+  EXPECT_TRUE(Read(PageOf(0, kHeaderLayer, 0, 256)).ok());
+  const struct {
+    const char* what;
+    wire::PageRead read;
+  } cases[] = {
+      {"a span that is none", PageOf(2, 0, 0, 8)},
+      {"a layer that is none", PageOf(0, 4, 0, 8)},
+      {"past the page", PageOf(0, 0, kPageBytes - 8, 16)},
+      {"past the header", PageOf(0, kHeaderLayer, 0, kPageBytes)},
+      {"an offset past the page", PageOf(0, 0, kPageBytes + 1, 0)},
+      {"an offset past all numbers", PageOf(0, 0, UINT64_MAX - 7, 16)},
+      {"more than a piece", PageOf(0, 0, 0, 4 * kMiB + 1)},
+  };
+  for (const auto& one : cases) {
+    const absl::Status read = Read(one.read);
+    EXPECT_TRUE(absl::IsInvalidArgument(read)) << one.what << ": " << read;
+  }
+}
+
+TEST_F(PageRequests, WhatIsNoPartOfTheRestoreAnyMoreIsNotRead) {
+  wire::DamageReport report;
+  report.set_ticket(1);
+  report.set_span(1);
+  report.set_layer(0);
+  ASSERT_TRUE(raw_.Request(wire::REPORT_DAMAGE, 0, report));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Read(PageOf(1, 0, 0, 8))));
+  EXPECT_TRUE(Read(PageOf(0, 0, 0, 8)).ok());
+}
+
+TEST_F(PageRequests, ReportsAndCutsOutsideTheRestoreAreRefused) {
+  wire::CutRequest cut;
+  cut.set_ticket(1);
+  cut.set_layer(4);
+  ASSERT_TRUE(raw_.Request(wire::CUT, ++request_, cut));
+  EXPECT_TRUE(absl::IsInvalidArgument(raw_.ReceiveError()));
+  wire::DamageReport report;
+  report.set_ticket(1);
+  report.set_span(2);
+  ASSERT_TRUE(raw_.Request(wire::REPORT_DAMAGE, 0, report));
+  EXPECT_THAT(MessageOf(raw_.ReceiveError()), HasSubstr("report damage: span 2"));
+  EXPECT_TRUE(raw_.SeesEnd()) << "there is no reply that could carry the error";
+}
+
+TEST_F(PageRequests, AReportOfALayerThatIsNoneIsRefused) {
+  wire::DamageReport report;
+  report.set_ticket(1);
+  report.set_layer(4);
+  ASSERT_TRUE(raw_.Request(wire::REPORT_DAMAGE, 0, report));
+  EXPECT_THAT(MessageOf(raw_.ReceiveError()), HasSubstr("report damage: span 0 layer 4"));
+}
+
+// A write that is refused fails its save, at the commit, and others' slots are as they were.
+class PageWrites : public PageRequests, public ::testing::WithParamInterface<int> {};
+
+TEST_P(PageWrites, StayInsideTheirPage) {
+  const struct {
+    const char* what;
+    Write write;
+  } cases[] = {
+      {"a chunk that is none", {.chunk = 2}},
+      {"a layer that is none", {.layer = 4}},
+      {"the header", {.layer = kHeaderLayer}},
+      {"past the page", {.offset = 8}},
+      {"an offset past the page", {.offset = kPageBytes + 8, .bytes = 0}},
+      {"an offset past all numbers", {.offset = UINT64_MAX - 7, .bytes = 16}},
+      {"a digest of another length", {.digest = std::string(17, 'd')}},
+  };
+  const auto& one = cases[GetParam()];
+  const absl::Status committed = WriteAndCommit(one.write);
+  EXPECT_TRUE(absl::IsInvalidArgument(committed)) << one.what << ": " << committed;
+  EXPECT_THAT(MessageOf(committed), HasSubstr("page write"));
+  const auto client = daemon_.UnixClient();
+  ASSERT_TRUE(client->RegisterLayout(pattern_.layout()).ok());
+  EXPECT_FALSE(client->StatSession("t").ok());
+  const auto restored = RestoreAndCheck(*client, pattern_, {.session = "s", .context = &context_});
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->token_count, context_.size());
+}
+INSTANTIATE_TEST_SUITE_P(Cases, PageWrites, ::testing::Range(0, 7));
+
+// Its slot is the store's by then, and other engines read it.
+TEST_F(PageRequests, AWriteAfterTheCommitChangesNothing) {
+  ASSERT_TRUE(WriteAndCommit({}).ok());
+  wire::BeginRestoreRequest restore;
+  restore.set_ticket(3);
+  restore.set_session("t");
+  restore.set_layout(wire::IdBytes(pattern_.fingerprint()));
+  restore.set_max_tokens(UINT64_MAX);
+  ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, ++request_, restore));
+  ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_RESTORE);
+  wire::PageWrite late;
+  late.set_ticket(2);
+  ASSERT_TRUE(raw_.Request(wire::PAGE_WRITE, 0, late, std::string(64, 'q')));
+  wire::PageRead read = PageOf(0, 0, 0, 64);
+  read.set_ticket(3);
+  ASSERT_TRUE(raw_.Request(wire::PAGE_READ, ++request_, read));
+  const auto frame = raw_.Receive();
+  ASSERT_TRUE(frame.has_value());
+  ASSERT_EQ(frame->header().type, wire::PAGE_READ);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(frame->raw().data()), frame->raw().size()),
+            std::string(64, 'p'));
+}
+
+}  // namespace
+}  // namespace turnkeep::testing
