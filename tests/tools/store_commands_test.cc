@@ -161,5 +161,23 @@ TEST_F(StoreCommands, FsckFindsAFlippedByteAndRepairs) {
   EXPECT_EQ(Run({"fsck", directory_.path()}).code, 0) << ran_.out;
 }
 
+TEST_F(StoreCommands, ARebuildThatLostMuchSaysSoInFewLines) {
+  SaveReal("alice", 64 * 40);
+  Close();
+  const std::string data = directory_.path() + "/data";
+  ASSERT_TRUE(std::filesystem::remove(data + "/index/CURRENT"));
+  for (const auto& entry : std::filesystem::directory_iterator(data + "/extents")) {
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(4096);  // the file's header stays
+    const std::string junk(entry.file_size() - 4096, 'x');
+    file.write(junk.data(), static_cast<std::streamsize>(junk.size()));
+    ASSERT_TRUE(file.flush().good());
+  }
+  EXPECT_EQ(Run({"fsck", directory_.path(), "--rebuild-index"}).code, 1) << ran_.err;
+  EXPECT_THAT(ran_.out, HasSubstr("chunks left out:  40"));
+  EXPECT_THAT(ran_.out, HasSubstr("more, which --json lists"));
+  EXPECT_LT(std::count(ran_.out.begin(), ran_.out.end(), '\n'), 40);
+}
+
 }  // namespace
 }  // namespace turnkeep::testing

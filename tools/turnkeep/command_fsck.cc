@@ -1,8 +1,10 @@
 // turnkeep fsck: checks a data directory that no daemon has open.
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "api/paths.h"
 #include "commands.h"
@@ -59,6 +61,17 @@ Json ToJson(const std::string& directory, const IndexRebuildReport& report) {
           {"problems", report.problems}};
 }
 
+// One damaged table can have a problem for every chunk.
+constexpr size_t kMaxPrintedProblems = 20;
+
+void PrintProblems(const std::vector<std::string>& problems, Invocation& invocation) {
+  for (size_t i = 0; i < std::min(problems.size(), kMaxPrintedProblems); ++i)
+    invocation.Print("{}\n", Printable(problems[i]));
+  if (problems.size() > kMaxPrintedProblems) {
+    invocation.Print("and {} more, which --json lists\n", problems.size() - kMaxPrintedProblems);
+  }
+}
+
 void PrintReport(const std::string& directory, const IndexRebuildReport& report,
                  Invocation& invocation) {
   Fields fields;
@@ -78,7 +91,7 @@ void PrintReport(const std::string& directory, const IndexRebuildReport& report,
   }
   fields.Add("verdict", report.Clean() ? "nothing was damaged" : "salvaged");
   invocation.Write(fields.Render(invocation.style()));
-  for (const std::string& problem : report.problems) invocation.Print("{}\n", Printable(problem));
+  PrintProblems(report.problems, invocation);
 }
 
 void PrintReport(const std::string& directory, const FsckReport& report, bool repair,
@@ -110,7 +123,7 @@ void PrintReport(const std::string& directory, const FsckReport& report, bool re
   }
   if (!damaged.empty()) invocation.Write("\n");
   invocation.Write(damaged.Render(invocation.style()));
-  for (const std::string& problem : report.problems) invocation.Print("{}\n", Printable(problem));
+  PrintProblems(report.problems, invocation);
 }
 
 struct FsckArguments {
