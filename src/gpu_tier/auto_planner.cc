@@ -26,7 +26,7 @@ constexpr double kOverPlanning = 2;
 // what could be gained.
 constexpr double kLook = 0.7;
 constexpr double kLookShare = 0.01;
-constexpr double kLookGain = 0.1;
+constexpr double kLookGain = 0.05;
 // Tasks are made smaller as long as threads would otherwise stand still for more than this share.
 constexpr double kIdle = 0.02;
 // Into so many tasks a thread, if all were equal, a long unit is split at most.
