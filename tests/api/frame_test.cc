@@ -1,5 +1,8 @@
 #include "api/frame.h"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <cstring>
 #include <random>
 
@@ -105,6 +108,24 @@ TEST(Frame, OtherVersionIsNamedWithOurs) {
   EXPECT_THAT(MessageOf(frames.status()), HasSubstr("version 9"));
   EXPECT_THAT(MessageOf(frames.status()), HasSubstr("versions 1 to 1"));
   EXPECT_EQ(reader.failed_header().version, 9);
+}
+
+// What another program, or a later version, sends: headers that are whole.
+TEST(Frame, EveryFieldIsCheckedUnderARightCheck) {
+  const auto decode = [](size_t offset, auto value) {
+    std::byte bytes[kFrameHeaderBytes];
+    EncodeFrameHeader({.type = LIST, .request_id = 5}, bytes);
+    std::memcpy(bytes + offset, &value, sizeof(value));
+    const uint32_t check = XXH32(bytes, kFrameHeaderBytes - sizeof(check), 0);
+    std::memcpy(bytes + kFrameHeaderBytes - sizeof(check), &check, sizeof(check));
+    FrameHeader header;
+    return DecodeFrameHeader(bytes, kMaxFrameBytes, &header);
+  };
+  EXPECT_TRUE(decode(4, kProtocolVersion).ok());
+  EXPECT_THAT(MessageOf(decode(0, kFrameMagic + 1)), HasSubstr("magic"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(decode(4, uint16_t{kMinProtocolVersion - 1})));
+  EXPECT_TRUE(absl::IsFailedPrecondition(decode(4, uint16_t{kProtocolVersion + 1})));
+  EXPECT_THAT(MessageOf(decode(32, uint32_t{2})), HasSubstr("unknown flags 0x2"));
 }
 
 TEST(Frame, OversizedIsRefusedBeforeItsBytesCome) {

@@ -286,39 +286,23 @@ TEST(ProtocolTickets, OfAllClientsTogetherAreBounded) {
       EXPECT_THAT(MessageOf(refused), HasSubstr("the limit is 4096"));
     }
   }
-}
-
-// A client of ours would not ask.
-TEST_F(Protocol, APageOfAChunkThatTheEngineHasIsNotGiven) {
-  const auto client = daemon_.UnixClient();
-  const KvPattern pattern(SmallLayout());
-  ASSERT_TRUE(client->RegisterLayout(SmallLayout()).ok());
-  const KvContext context = ContextOf(1, 1);
-  ASSERT_TRUE(SaveAll(*client, pattern, {.session = "s", .context = &context}).ok());
-  const ChunkId chunk = client->ShowSession("s")->spans[0].chunk;
-  RawConnection raw(daemon_.socket_path());
-  ASSERT_TRUE(raw.Hello());
-  wire::BeginRestoreRequest begin;
-  begin.set_ticket(1);
-  begin.set_session("s");
-  begin.set_layout(wire::IdBytes(pattern.fingerprint()));
-  begin.set_max_tokens(1);
-  begin.set_deadline_us(1'000'000);
-  begin.set_held_chunks(wire::IdBytes(chunk) + "x");
-  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 1, begin));
-  const absl::Status malformed = raw.ReceiveError();
-  EXPECT_TRUE(absl::IsInvalidArgument(malformed)) << malformed;
-  EXPECT_THAT(MessageOf(malformed), HasSubstr("held_chunks has 33 bytes"));
-  begin.set_held_chunks(wire::IdBytes(chunk));
-  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 2, begin));
-  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
-  wire::PageRead page;
-  page.set_ticket(1);
-  page.set_length(1);
-  ASSERT_TRUE(raw.Request(wire::PAGE_READ, 3, page));
-  const absl::Status refused = raw.ReceiveError();
-  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
-  EXPECT_THAT(MessageOf(refused), HasSubstr("the engine said that it has chunk"));
+  // What ends makes room: one that is released, and all of a client that goes.
+  const auto begins = [&](RawConnection& client, uint64_t ticket) {
+    begin.set_ticket(ticket);
+    if (!client.Request(wire::BEGIN_RESTORE, ticket, begin)) return false;
+    const auto plan = client.Receive();
+    return plan.has_value() && plan->header().type == wire::BEGIN_RESTORE;
+  };
+  wire::TicketRef ref;
+  ref.set_ticket(1);
+  ASSERT_TRUE(clients[1]->Request(wire::RELEASE, 0, ref));
+  EXPECT_TRUE(begins(*clients[1], 1));
+  clients[0].reset();
+  ASSERT_TRUE(Eventually(
+      [&] { return daemon.server().counts().tickets == kMaxTickets - kMaxTicketsPerConnection; }));
+  RawConnection another(daemon.socket_path());
+  ASSERT_TRUE(another.Hello());
+  EXPECT_TRUE(begins(another, 1));
 }
 
 }  // namespace
