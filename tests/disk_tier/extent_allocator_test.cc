@@ -69,6 +69,7 @@ TEST(ExtentAllocator, MarkRefusesWhatCannotBe) {
   EXPECT_TRUE(allocator.Mark({1, 2}, kSmall).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({1, 2}, kSmall))) << "used twice";
   EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({1, 3}, kSmall))) << "past the end";
+  EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({1, UINT32_MAX}, kSmall))) << "far past it";
   EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({1, 0}, kLarge))) << "other class";
   EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({2, 0}, kSmall))) << "no such file";
   EXPECT_TRUE(absl::IsInvalidArgument(allocator.Mark({1, 0}, 0))) << "no size";

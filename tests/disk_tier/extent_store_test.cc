@@ -296,6 +296,17 @@ TEST_F(ExtentStoreTest, ReopenedFilesKnowTheirClassAndAreFreeUntilMarked) {
   EXPECT_EQ(Take(2 * kSlot).file, 3u);
 }
 
+// Slots that are free in files over the cap are no room.
+TEST_F(ExtentStoreTest, ACapThatWasMadeSmallerHoldsAtOnce) {
+  OpenSmall();
+  const ExtentRef a = Take();
+  const ExtentRef b = Take(2 * kSlot);
+  Open({.capacity_bytes = kFile, .file_bytes = kFile});
+  ASSERT_TRUE(store_->MarkUsed(a, kSlot).ok() && store_->MarkUsed(b, 2 * kSlot).ok());
+  const auto refused = store_->Allocate(kSlot, WritePurpose::kDurability);
+  EXPECT_TRUE(absl::IsResourceExhausted(refused.status())) << refused.status();
+}
+
 TEST_F(ExtentStoreTest, ADamagedHeaderIsRepairedFromTheRecords) {
   OpenSmall();
   ExtentRef ref = Take();
