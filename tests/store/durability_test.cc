@@ -41,6 +41,25 @@ TEST_F(DurabilityTest, EverythingComesBackAfterClose) {
   }
 }
 
+TEST_F(DurabilityTest, WhatWasDamagedInHostMemoryIsNotWritten) {
+  StoreOptions options = Options();
+  options.durability = Durability::kNone;
+  Open(options);
+  const KvPattern pattern(TinyLayout());
+  const uint64_t chunk = TinyLayout().chunk_tokens;
+  const KvContext context = ContextOf(1, 3 * chunk);
+  ASSERT_EQ(Save(pattern, "s", context).token_count, context.size());
+  {
+    const auto ticket = kv().BeginRestore({.session = "s", .layout = pattern.fingerprint()});
+    ASSERT_TRUE(ticket.ok() && (*ticket)->WaitLayer(0).ok()) << ticket.status();
+    const_cast<std::byte&>((*ticket)->Page(1, 0)[5]) ^= std::byte{8};
+  }
+  Close();  // writes what is in host memory alone
+  ExpectClean();
+  Open(options);
+  EXPECT_EQ(Restore(pattern, "s", context).token_count, chunk);
+}
+
 TEST_F(DurabilityTest, WithoutCloseADurableCommitSurvivesAndAnotherIsAMiss) {
   const KvPattern pattern(BlockLayout());
   for (const Durability durability : {Durability::kNone, Durability::kWrite, Durability::kSync}) {

@@ -43,6 +43,28 @@ absl::StatusOr<CommitResult> Import(KvStore& kv, const ImportRequest& request,
   return (*ticket)->Commit(absl::Seconds(60));
 }
 
+// Its KV remembers tokens that the import does not have.
+TEST_P(KvStoreSuite, AnImportedChunkWithoutItsParentIsNobodysPrefix) {
+  const KvPattern pattern = Register(TinyLayout());
+  ImportRequest request = OneChunk(pattern);
+  request.chunks[0].parent_is_root = false;
+  request.chunks[0].foreign_parent = IdOf(9);
+  const auto imported = Import(kv(), request, TinyLayout());
+  ASSERT_TRUE(imported.ok()) << imported.status();
+  const Prompt prompt{.tokens = request.chunks[0].tokens};
+  const auto by_session =
+      kv().BeginRestore({.session = "imported", .layout = pattern.fingerprint()});
+  ASSERT_TRUE(by_session.ok()) << by_session.status();
+  EXPECT_EQ((*by_session)->token_count(), 16u);
+  const auto by_tokens = kv().BeginRestore({.prompt = prompt, .layout = pattern.fingerprint()});
+  ASSERT_TRUE(by_tokens.ok()) << by_tokens.status();
+  EXPECT_EQ((*by_tokens)->token_count(), 0u);
+  const auto save =
+      kv().BeginSave({.session = "s", .layout = pattern.fingerprint(), .prompt = prompt});
+  ASSERT_TRUE(save.ok()) << save.status();
+  EXPECT_EQ((*save)->known_tokens(), 0u);
+}
+
 TEST_P(KvStoreSuite, BadImportsAreRefusedAndLeaveNothing) {
   const KvPattern pattern = Register(TinyLayout());
   struct Case {
