@@ -2,6 +2,7 @@
 // outside a page would be those of another chunk in the segment.
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -13,6 +14,7 @@
 #include "api/wire_messages.h"
 #include "core/chunk_header.h"
 #include "core/status.h"
+#include "disk_tier/testing/fault_block_device.h"
 #include "testing/client_factory.h"
 #include "testing/eventually.h"
 #include "testing/kv_pattern.h"
@@ -207,6 +209,60 @@ TEST_F(PageRequests, AWriteAfterTheCommitChangesNothing) {
   ASSERT_EQ(frame->header().type, wire::PAGE_READ);
   EXPECT_EQ(std::string(reinterpret_cast<const char*>(frame->raw().data()), frame->raw().size()),
             std::string(64, 'p'));
+}
+
+// Before a layer has arrived, its place holds what the slot held before: another chunk's bytes.
+TEST(ColdPageRequests, ALayerIsNotGivenBeforeItHasArrived) {
+  FaultBlockDevice* device = nullptr;
+  DaemonHarness daemon({.disk_bytes = 64 * kMiB, .wrap_device = [&](auto below) {
+                          auto faulty = std::make_unique<FaultBlockDevice>(std::move(below));
+                          device = faulty.get();
+                          return faulty;
+                        }});
+  const KvPattern pattern(BlockLayout());
+  const KvContext context = ContextOf(3, 64);
+  {
+    const auto client = daemon.UnixClient();
+    ASSERT_TRUE(client->RegisterLayout(pattern.layout()).ok());
+    ASSERT_TRUE(SaveAll(*client, pattern, {.session = "s", .context = &context}).ok());
+  }
+  daemon.Stop();
+  daemon.Start();
+  device->Inject({.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
+  RawConnection raw(daemon.socket_path());
+  ASSERT_TRUE(raw.Hello());
+  wire::BeginRestoreRequest restore;
+  restore.set_ticket(1);
+  restore.set_session("s");
+  restore.set_layout(wire::IdBytes(pattern.fingerprint()));
+  restore.set_max_tokens(UINT64_MAX);
+  restore.set_deadline_us(60'000'000);
+  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 1, restore));
+  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  uint64_t request = 1;
+  const auto read = [&](uint32_t layer) -> absl::Status {
+    wire::PageRead page;
+    page.set_ticket(1);
+    page.set_layer(layer);
+    page.set_length(64);
+    if (!raw.Request(wire::PAGE_READ, ++request, page)) return absl::UnknownError("not sent");
+    for (;;) {
+      const auto frame = raw.Receive();
+      if (!frame) return absl::UnknownError("the connection ended");
+      if (frame->header().request_id != request) continue;  // progress
+      if (frame->header().type == wire::PAGE_READ) return absl::OkStatus();
+      return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
+    }
+  };
+  for (const uint32_t layer : {0u, 3u, kHeaderLayer}) {
+    const absl::Status early = read(layer);
+    EXPECT_TRUE(absl::IsFailedPrecondition(early)) << early;
+    EXPECT_THAT(MessageOf(early), HasSubstr("has not been restored"));
+  }
+  device->ClearFaults();
+  device->Release();
+  EXPECT_TRUE(Eventually([&] { return read(3).ok(); }));
+  EXPECT_TRUE(read(kHeaderLayer).ok());
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ void DaemonHarness::Start() {
   if (options_.disk_bytes > 0) {
     store_options.data_dir = directory_.path() + "/data";
     store_options.disk_bytes = options_.disk_bytes;
+    store_options.wrap_device = options_.wrap_device;
     store_options.extent_file_bytes = 4 * kMiB;
   }
   auto store = Store::Open(store_options);

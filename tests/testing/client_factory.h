@@ -5,11 +5,13 @@
 //   daemon.Die(); daemon.Start();   // as a killed and restarted daemon
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "api/client.h"
 #include "api/server.h"
+#include "disk_tier/block_device.h"
 #include "store/kv_store_suite.h"
 #include "store/store.h"
 #include "testing/temporary_directory.h"
@@ -24,6 +26,8 @@ struct HarnessOptions {
   bool admin = false;
   Clock* clock = Clock::System();
   ServerOptions server;  // its addresses are filled in
+  // With a disk tier: StoreOptions::wrap_device.
+  std::function<std::unique_ptr<BlockDevice>(std::unique_ptr<BlockDevice>)> wrap_device;
 };
 
 // Not thread-safe. Errors while starting fail the test.
