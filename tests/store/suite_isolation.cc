@@ -69,6 +69,46 @@ TEST_P(KvStoreSuite, TenantsNeverSeeEachOther) {
   EXPECT_EQ(RestoreWithoutPrompt(pattern, "s", mine), 50u);
 }
 
+TEST_P(KvStoreSuite, TenantsReachEachOthersChunksByNoOtherCallEither) {
+  const auto other = store().Tenant("other");
+  if (other == nullptr) GTEST_SKIP() << "this harness speaks for one tenant";
+  for (const bool hashed : {false, true}) {
+    SCOPED_TRACE(hashed ? "block hashes" : "tokens");
+    const KvPattern pattern = Register(TinyLayout(), hashed);
+    ASSERT_TRUE(other->RegisterLayout(pattern.layout()).ok());
+    const KvContext context = ContextOf(1, 64);
+    const std::string session = hashed ? "hashed" : "s";
+    Save(pattern, session, context);
+    const auto hashes = context.BlockHashes(TinyLayout().chunk_tokens);
+    HintTarget prefix{.layout = pattern.fingerprint()};
+    if (hashed) {
+      prefix.block_hashes = hashes;
+      prefix.hashed_token_count = 64;
+    } else {
+      prefix.tokens.assign(context.tokens().begin(), context.tokens().end());
+    }
+    for (const HintTarget& target : {HintTarget{.session = session}, prefix}) {
+      for (const HintAction action : {HintAction::kShare, HintAction::kPrefetch,
+                                      HintAction::kDemote, HintAction::kDropSoon}) {
+        const HintReply reply = other->Hint({.items = {{.action = action, .target = target}}});
+        EXPECT_EQ(reply.items.at(0).outcome, HintOutcome::kMissing) << NameOf(action);
+      }
+    }
+    EXPECT_TRUE(absl::IsNotFound(other->ShowSession(session).status()));
+    EXPECT_TRUE(absl::IsNotFound(other->PinSession(session).status()));
+    EXPECT_TRUE(absl::IsNotFound(other->ForkSession({.source = session, .target = "t"}).status()));
+    const auto explained = other->Explain({.session = session});
+    EXPECT_TRUE(!explained.ok() || explained->restorable_tokens == 0);
+    // As chunks that its engine has: those of another tenant are none of its sessions'.
+    std::vector<ChunkId> ids;
+    for (const SessionSpan& span : kv().ShowSession(session)->spans) ids.push_back(span.chunk);
+    const auto held = RestoreAndCheck(*other, pattern, {.context = &context, .held_chunks = ids});
+    ASSERT_TRUE(held.ok()) << held.status();
+    EXPECT_EQ(held->token_count, 0u);
+    EXPECT_EQ(Restore(pattern, session, context), 64u);
+  }
+}
+
 TEST_P(KvStoreSuite, HashedAndTokenPromptsDoNotMeet) {
   KvPattern by_tokens = Register(TinyLayout());
   KvPattern by_hash = Register(TinyLayout(), /*hashed=*/true);
