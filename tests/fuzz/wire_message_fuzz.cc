@@ -1,6 +1,8 @@
 // The messages of the protocol: any payload gives a value or an error. The first byte chooses
 // the message; the second how many of the last bytes are the frame's raw bytes.
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 #include <google/protobuf/stubs/logging.h>
 
@@ -24,12 +26,20 @@ void DecodeWithPrompt(std::span<const std::byte> payload, std::span<const std::b
   const auto message = wire::Parse<Message>(payload);
   if (!message.ok()) return;
   wire::ReceivedPrompt prompt;
+  std::vector<ChunkId> held;
   Request request;
-  if (!wire::FromWire(*message, raw, &prompt, &request).ok()) return;
+  absl::Status decoded;
+  if constexpr (std::is_same_v<Request, RestoreRequest>) {
+    decoded = wire::FromWire(*message, raw, &prompt, &held, &request);
+  } else {
+    decoded = wire::FromWire(*message, raw, &prompt, &request);
+  }
+  if (!decoded.ok()) return;
   // What is accepted can be walked to its end.
   uint64_t sum = 0;
   for (const uint32_t token : request.prompt.tokens) sum += token;
   for (const BlockHash& hash : request.prompt.block_hashes) sum += hash.size();
+  for (const ChunkId& id : held) sum += id.bytes[0];
   TK_CHECK(sum + 1 > 0 || request.prompt.token_count() > 0);
 }
 
