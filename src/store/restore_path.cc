@@ -17,6 +17,11 @@ using Kind = PlacementEvent::Kind;
 
 void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& request,
                              RestoreDone done, std::function<bool()> abandoned) {
+  if (request.held_chunks.size() > kMaxHeldChunks) {
+    return done(InvalidArgument("restore: held_chunks has {}, more than {}",
+                                request.held_chunks.size(), kMaxHeldChunks));
+  }
+  const HeldChunks held(request.held_chunks.begin(), request.held_chunks.end());
   std::shared_ptr<RestoreJob> job;
   bool waits = false;
   const absl::Status begun = [&]() -> absl::Status {
@@ -30,10 +35,6 @@ void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& r
     if (request.prompt.token_count() > 0)
       TK_RETURN_IF_ERROR(CheckPrompt(request.prompt, layout->layout));
     if (request.max_tokens == 0) return InvalidArgument("restore: max_tokens is 0");
-    if (request.held_chunks.size() > kMaxHeldChunks) {
-      return InvalidArgument("restore: held_chunks has {}, more than {}",
-                             request.held_chunks.size(), kMaxHeldChunks);
-    }
     ExpireSessions();
 
     job = std::make_shared<RestoreJob>(this, layout);
@@ -42,7 +43,6 @@ void StoreImpl::BeginRestore(TenantNumber tenant_number, const RestoreRequest& r
     job->prompt_tokens = request.prompt.token_count();
     PromptMatch match = MatchRequest(*tenant, *layout, request, &job->generation);
     ClipMatch(request.max_tokens, &match);
-    const HeldChunks held(request.held_chunks.begin(), request.held_chunks.end());
     const double spare_s = DeclineWhatDoesNotPay(*tenant, *layout, held, &match);
     TakeSpans(match, held, job.get());
     waits = !PlaceLoads(job, std::min(request.deadline, absl::Seconds(spare_s)), &done, &abandoned);
