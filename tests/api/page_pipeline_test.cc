@@ -222,16 +222,7 @@ class HastyClient : public PagePipeline {
   void SetUp() override {
     ASSERT_NO_FATAL_FAILURE(Save(daemon_));
     ASSERT_TRUE(raw_.Hello());
-    wire::BeginRestoreRequest begin;
-    begin.set_ticket(1);
-    begin.set_session("s");
-    begin.set_layout(wire::IdBytes(pattern_.fingerprint()));
-    begin.set_max_tokens(UINT64_MAX);
-    begin.set_deadline_us(1'000'000);
-    ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, 1, begin));
-    const auto plan = raw_.Receive();
-    ASSERT_TRUE(plan.has_value());
-    ASSERT_EQ(plan->header().type, wire::BEGIN_RESTORE);
+    ASSERT_TRUE(raw_.BeginRestore(1, "s", pattern_.fingerprint()));
   }
   // Requests number 100 to 100 + count - 1, of a page each.
   void AskFor(uint64_t count, uint64_t time_limit_us = 0) {

@@ -35,14 +35,7 @@ class PageRequests : public ::testing::Test {
     ASSERT_TRUE(client->RegisterLayout(pattern_.layout()).ok());
     ASSERT_TRUE(SaveAll(*client, pattern_, {.session = "s", .context = &context_}).ok());
     ASSERT_TRUE(raw_.Hello());
-    wire::BeginRestoreRequest restore;
-    restore.set_ticket(1);
-    restore.set_session("s");
-    restore.set_layout(wire::IdBytes(pattern_.fingerprint()));
-    restore.set_max_tokens(UINT64_MAX);
-    restore.set_deadline_us(1'000'000);
-    ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, 1, restore));
-    ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_RESTORE);
+    ASSERT_TRUE(raw_.BeginRestore(1, "s", pattern_.fingerprint()));
     wire::BeginSaveRequest save;
     save.set_ticket(2);
     save.set_session("t");
@@ -63,16 +56,7 @@ class PageRequests : public ::testing::Test {
     return read;
   }
   // OK when a page came back.
-  absl::Status Read(const wire::PageRead& read) {
-    if (!raw_.Request(wire::PAGE_READ, ++request_, read)) return absl::UnknownError("not sent");
-    const auto frame = raw_.Receive();
-    if (!frame) return absl::UnknownError("the connection ended");
-    if (frame->header().type == wire::PAGE_READ) {
-      EXPECT_EQ(frame->raw().size(), read.length());
-      return absl::OkStatus();
-    }
-    return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
-  }
+  absl::Status Read(const wire::PageRead& read) { return raw_.ReadPage(++request_, read); }
   struct Write {
     uint32_t chunk = 0;
     uint32_t layer = 0;
@@ -191,13 +175,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, PageWrites, ::testing::Range(0, 7));
 // Its slot is the store's by then, and other engines read it.
 TEST_F(PageRequests, AWriteAfterTheCommitChangesNothing) {
   ASSERT_TRUE(WriteAndCommit({}).ok());
-  wire::BeginRestoreRequest restore;
-  restore.set_ticket(3);
-  restore.set_session("t");
-  restore.set_layout(wire::IdBytes(pattern_.fingerprint()));
-  restore.set_max_tokens(UINT64_MAX);
-  ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, ++request_, restore));
-  ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_RESTORE);
+  ASSERT_TRUE(raw_.BeginRestore(3, "t", pattern_.fingerprint()));
   wire::PageWrite late;
   late.set_ticket(2);
   ASSERT_TRUE(raw_.Request(wire::PAGE_WRITE, 0, late, std::string(64, 'q')));
@@ -209,6 +187,30 @@ TEST_F(PageRequests, AWriteAfterTheCommitChangesNothing) {
   ASSERT_EQ(frame->header().type, wire::PAGE_READ);
   EXPECT_EQ(std::string(reinterpret_cast<const char*>(frame->raw().data()), frame->raw().size()),
             std::string(64, 'p'));
+}
+
+// A client of ours would not ask.
+TEST_F(PageRequests, APageOfAChunkThatTheEngineHasIsNotGiven) {
+  const ChunkId chunk = daemon_.UnixClient()->ShowSession("s")->spans[0].chunk;
+  wire::BeginRestoreRequest begin;
+  begin.set_ticket(3);
+  begin.set_session("s");
+  begin.set_layout(wire::IdBytes(pattern_.fingerprint()));
+  begin.set_max_tokens(1);
+  begin.set_deadline_us(1'000'000);
+  begin.set_held_chunks(wire::IdBytes(chunk) + "x");
+  ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, ++request_, begin));
+  const absl::Status malformed = raw_.ReceiveError();
+  EXPECT_TRUE(absl::IsInvalidArgument(malformed)) << malformed;
+  EXPECT_THAT(MessageOf(malformed), HasSubstr("held_chunks has 33 bytes"));
+  begin.set_held_chunks(wire::IdBytes(chunk));
+  ASSERT_TRUE(raw_.Request(wire::BEGIN_RESTORE, ++request_, begin));
+  ASSERT_EQ(raw_.Receive()->header().type, wire::BEGIN_RESTORE);
+  wire::PageRead page = PageOf(0, 0, 0, 1);
+  page.set_ticket(3);
+  const absl::Status refused = Read(page);
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(MessageOf(refused), HasSubstr("the engine said that it has chunk"));
 }
 
 // Before a layer has arrived, its place holds what the slot held before: another chunk's bytes.
@@ -231,28 +233,14 @@ TEST(ColdPageRequests, ALayerIsNotGivenBeforeItHasArrived) {
   device->Inject({.at = 0, .kind = FaultKind::kDelay, .for_good = true, .only = {DeviceOp::kRead}});
   RawConnection raw(daemon.socket_path());
   ASSERT_TRUE(raw.Hello());
-  wire::BeginRestoreRequest restore;
-  restore.set_ticket(1);
-  restore.set_session("s");
-  restore.set_layout(wire::IdBytes(pattern.fingerprint()));
-  restore.set_max_tokens(UINT64_MAX);
-  restore.set_deadline_us(60'000'000);
-  ASSERT_TRUE(raw.Request(wire::BEGIN_RESTORE, 1, restore));
-  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  ASSERT_TRUE(raw.BeginRestore(1, "s", pattern.fingerprint()));
   uint64_t request = 1;
-  const auto read = [&](uint32_t layer) -> absl::Status {
+  const auto read = [&](uint32_t layer) {
     wire::PageRead page;
     page.set_ticket(1);
     page.set_layer(layer);
     page.set_length(64);
-    if (!raw.Request(wire::PAGE_READ, ++request, page)) return absl::UnknownError("not sent");
-    for (;;) {
-      const auto frame = raw.Receive();
-      if (!frame) return absl::UnknownError("the connection ended");
-      if (frame->header().request_id != request) continue;  // progress
-      if (frame->header().type == wire::PAGE_READ) return absl::OkStatus();
-      return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
-    }
+    return raw.ReadPage(++request, page);
   };
   for (const uint32_t layer : {0u, 3u, kHeaderLayer}) {
     const absl::Status early = read(layer);

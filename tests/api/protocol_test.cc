@@ -11,7 +11,6 @@
 #include "core/limits.h"
 #include "core/status.h"
 #include "testing/client_factory.h"
-#include "testing/kv_pattern.h"
 #include "testing/layouts.h"
 
 namespace turnkeep::testing {
@@ -287,22 +286,16 @@ TEST(ProtocolTickets, OfAllClientsTogetherAreBounded) {
     }
   }
   // What ends makes room: one that is released, and all of a client that goes.
-  const auto begins = [&](RawConnection& client, uint64_t ticket) {
-    begin.set_ticket(ticket);
-    if (!client.Request(wire::BEGIN_RESTORE, ticket, begin)) return false;
-    const auto plan = client.Receive();
-    return plan.has_value() && plan->header().type == wire::BEGIN_RESTORE;
-  };
   wire::TicketRef ref;
   ref.set_ticket(1);
   ASSERT_TRUE(clients[1]->Request(wire::RELEASE, 0, ref));
-  EXPECT_TRUE(begins(*clients[1], 1));
+  EXPECT_TRUE(clients[1]->BeginRestore(1, "nobody", layout));
   clients[0].reset();
   ASSERT_TRUE(Eventually(
       [&] { return daemon.server().counts().tickets == kMaxTickets - kMaxTicketsPerConnection; }));
   RawConnection another(daemon.socket_path());
   ASSERT_TRUE(another.Hello());
-  EXPECT_TRUE(begins(another, 1));
+  EXPECT_TRUE(another.BeginRestore(1, "nobody", layout));
 }
 
 }  // namespace

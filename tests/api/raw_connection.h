@@ -72,6 +72,29 @@ class RawConnection {
     }
   }
 
+  // A restore of all that `session` shows. False when no plan comes back.
+  bool BeginRestore(uint64_t ticket, const std::string& session, const Fingerprint& layout) {
+    wire::BeginRestoreRequest begin;
+    begin.set_ticket(ticket);
+    begin.set_session(session);
+    begin.set_layout(wire::IdBytes(layout));
+    begin.set_max_tokens(UINT64_MAX);
+    begin.set_deadline_us(60'000'000);
+    if (!Request(wire::BEGIN_RESTORE, ticket, begin)) return false;
+    const auto plan = Receive();
+    return plan.has_value() && plan->header().type == wire::BEGIN_RESTORE;
+  }
+  // OK when the page came back.
+  absl::Status ReadPage(uint64_t id, const wire::PageRead& read) {
+    if (!Request(wire::PAGE_READ, id, read)) return absl::UnknownError("not sent");
+    const auto frame = Receive();
+    if (!frame) return absl::UnknownError("the connection ended");
+    if (frame->header().type != wire::PAGE_READ)
+      return wire::FromWire(*wire::Parse<wire::Error>(frame->payload()));
+    EXPECT_EQ(frame->raw().size(), read.length());
+    return absl::OkStatus();
+  }
+
   // The error that the next frame must be; OK when it is something else.
   absl::Status ReceiveError() {
     const auto frame = Receive();

@@ -366,13 +366,17 @@ TEST_F(ExtentStoreTest, ParallelAllocationNeverGivesASlotTwiceNorPassesTheCap) {
   EXPECT_EQ(BytesOnDisk(), store_->Usage().file_bytes);
 }
 
+ExtentFileHeader GoodFileHeader() {
+  return {.file = 9,
+          .slot_count = 15,
+          .store_id = {7},
+          .slot_bytes = kSlot,
+          .file_bytes = kExtentHeaderBytes + 15 * kSlot,
+          .created_unix_s = 12};
+}
+
 TEST(ExtentFileHeader, RoundTripsAndEveryFlippedBitIsDamage) {
-  ExtentFileHeader header{.file = 9,
-                          .slot_count = 15,
-                          .store_id = {7},
-                          .slot_bytes = kSlot,
-                          .file_bytes = kExtentHeaderBytes + 15 * kSlot,
-                          .created_unix_s = 12};
+  const ExtentFileHeader header = GoodFileHeader();
   AlignedBuffer block(kExtentHeaderBytes);
   EncodeExtentFileHeader(header, block.span());
   EXPECT_EQ(DecodeExtentFileHeader(block.span(), 9).value(), header);
@@ -386,12 +390,7 @@ TEST(ExtentFileHeader, RoundTripsAndEveryFlippedBitIsDamage) {
 
 // A right digest over what no header of ours says.
 TEST(ExtentFileHeader, EveryFieldIsCheckedUnderARightDigest) {
-  const ExtentFileHeader good{.file = 9,
-                              .slot_count = 15,
-                              .store_id = {7},
-                              .slot_bytes = kSlot,
-                              .file_bytes = kExtentHeaderBytes + 15 * kSlot,
-                              .created_unix_s = 12};
+  const ExtentFileHeader good = GoodFileHeader();
   AlignedBuffer block(kExtentHeaderBytes);
   const auto with = [&](size_t offset, auto value, uint32_t sealed_for = 9) {
     EncodeExtentFileHeader(good, block.span());
