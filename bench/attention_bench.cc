@@ -25,11 +25,14 @@ using turnkeep::testing::AttentionCase;
 // Four times the caches of the machines at hand.
 constexpr uint64_t kRotatedBytes = uint64_t{128} << 20;
 constexpr double kBudgetUs = 100'000;
+// The ceilings are measured anew, for 10 ms, when calls have taken so long since.
+constexpr double kSampledUs = 10'000;
 constexpr double kSecondLookUs = 1'000'000;
 
 struct Contender {
   std::unique_ptr<AttentionPlanner> planner;
   std::vector<double> us;
+  std::vector<size_t> sample;  // of the ceilings, the last one before the call
   std::vector<double> planning_us;
   std::vector<double> replan_us;
   std::vector<double> step_us;
@@ -86,29 +89,39 @@ class RotatedKv {
   HugeMemory memory_;
 };
 
-// The machine's rates beside a shape's rounds; the best samples count.
+// The machine's rates beside a shape's rounds. Other tenants of a shared machine change them
+// twofold within seconds, so that a call has the samples just before and just after it.
 class Ceilings {
  public:
   explicit Ceilings(ThreadPool& pool) : pool_(pool), memory_(kRotatedBytes) {}
-  void Begin() { read_bytes_per_s_ = operations_per_s_ = 0; }
-  void Sample() {
+  void Begin() {
+    read_bytes_per_s_.clear();
+    operations_per_s_.clear();
+  }
+  // Its number.
+  size_t Sample() {
     const std::span<const uint64_t> words(reinterpret_cast<const uint64_t*>(memory_.data()),
                                           kRotatedBytes / sizeof(uint64_t));
-    read_bytes_per_s_ = std::max(read_bytes_per_s_, ReadBytesPerS(pool_, words));
-    operations_per_s_ = std::max(operations_per_s_, MultiplyAddOpsPerS(pool_));
+    read_bytes_per_s_.push_back(ReadBytesPerS(pool_, words));
+    operations_per_s_.push_back(MultiplyAddOpsPerS(pool_));
+    return read_bytes_per_s_.size() - 1;
   }
-  double read_bytes_per_s() const { return read_bytes_per_s_; }
-  double operations_per_s() const { return operations_per_s_; }
-  double FloorUs(uint64_t bytes, double operations) const {
-    return 1e6 *
-           std::max(static_cast<double>(bytes) / read_bytes_per_s_, operations / operations_per_s_);
+  double read_bytes_per_s() const { return Median(read_bytes_per_s_); }
+  double operations_per_s() const { return Median(operations_per_s_); }
+  // Of a call between a sample and the next one.
+  double FloorUs(size_t sample, uint64_t bytes, double operations) const {
+    const auto between = [sample](const std::vector<double>& rates) {
+      return (rates[sample] + rates[std::min(sample + 1, rates.size() - 1)]) / 2;
+    };
+    return 1e6 * std::max(static_cast<double>(bytes) / between(read_bytes_per_s_),
+                          operations / between(operations_per_s_));
   }
 
  private:
   ThreadPool& pool_;
   HugeMemory memory_;
-  double read_bytes_per_s_ = 0;
-  double operations_per_s_ = 0;
+  std::vector<double> read_bytes_per_s_;
+  std::vector<double> operations_per_s_;
 };
 
 // What a planner does when one sequence leaves and joins again, and when all take a decode step.
@@ -163,7 +176,8 @@ struct Round {
     contender.error = c.WorstError(&where, options.checked_rows);
     return absl::OkStatus();
   }
-  double Time(Contender& contender) const {
+  double Time(Contender& contender, size_t sample) const {
+    contender.sample.push_back(sample);
     contender.planner->Forget();
     const PagedKv from = kv.Next();
     const Stopwatch planning;
@@ -175,6 +189,20 @@ struct Round {
     return contender.planning_us.back() + contender.us.back();
   }
 };
+
+struct FloorShare {
+  double floor_us = 0;
+  RatioInterval share;
+};
+FloorShare ShareOfFloor(const Contender& contender, const Ceilings& ceilings, uint64_t bytes,
+                        double operations) {
+  std::vector<double> floors, shares;
+  for (size_t i = 0; i < contender.us.size(); ++i) {
+    floors.push_back(ceilings.FloorUs(contender.sample[i], bytes, operations));
+    shares.push_back(floors.back() / contender.us[i]);
+  }
+  return {Median(std::move(floors)), IntervalOf(std::move(shares))};
+}
 
 // Ratios within a round, which other work on the machine disturbs alike.
 RatioInterval SpeedupOver(const Contender& yardstick, const Contender& contender) {
@@ -190,18 +218,17 @@ void TakeRounds(const AttentionBenchOptions& options, const Round& round,
                 std::vector<Contender>& contenders, Ceilings& ceilings) {
   double spent_us = 0;
   double sampled_us = -kBudgetUs;
+  size_t last = 0;
   const auto sample = [&] {
-    if (spent_us - sampled_us < kBudgetUs / 4) return;
-    ceilings.Sample();
+    if (spent_us - sampled_us < kSampledUs) return last;
     sampled_us = spent_us;
+    return last = ceilings.Sample();
   };
   for (uint32_t r = 0; r < options.rounds || (r < options.most_rounds && spent_us < kBudgetUs);
        ++r) {
-    sample();
     for (size_t i = 0; i < contenders.size(); ++i)
-      spent_us += round.Time(contenders[(r + i) % contenders.size()]);
+      spent_us += round.Time(contenders[(r + i) % contenders.size()], sample());
   }
-  ceilings.Sample();
   for (Contender& contender : contenders) {
     if (contender.planner->name() != "auto") continue;
     Contender& yardstick = contenders[0];
@@ -212,12 +239,13 @@ void TakeRounds(const AttentionBenchOptions& options, const Round& round,
         const bool early = r < options.second_look_rounds / 4 && spent_us < kSecondLookUs / 4;
         if (now.low >= options.limit || (now.high < options.limit && !early)) break;
       }
-      sample();
       // Whoever comes first finds the caches as the other left them.
-      spent_us += round.Time(r % 2 == 0 ? yardstick : contender);
-      spent_us += round.Time(r % 2 == 0 ? contender : yardstick);
+      const size_t at = sample();
+      spent_us += round.Time(r % 2 == 0 ? yardstick : contender, at);
+      spent_us += round.Time(r % 2 == 0 ? contender : yardstick, at);
     }
   }
+  ceilings.Sample();
 }
 
 absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptions& options,
@@ -249,8 +277,8 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
   TakeRounds(options, round, contenders, ceilings);
   for (Contender& contender : contenders) MeasureChanges(c.forest(), contender);
   const uint64_t bytes = c.forest().UniqueTokens() * token_bytes * 2;
-  const double floor_us = ceilings.FloorUs(bytes, AttentionOperations(c.forest(), shape));
-  const double yardstick_us = Median(contenders[0].us) + Median(contenders[0].planning_us);
+  const double operations = AttentionOperations(c.forest(), shape);
+  const double most = 1 / ShareOfFloor(contenders[0], ceilings, bytes, operations).share.median;
   std::vector<AttentionRow> rows;
   for (size_t i = 0; i < names.size(); ++i) {
     if (std::find(options.planners.begin(), options.planners.end(), names[i]) ==
@@ -258,6 +286,7 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
       continue;
     const Contender& contender = contenders[i];
     const RatioInterval speedup = SpeedupOver(contenders[0], contender);
+    const FloorShare floor = ShareOfFloor(contender, ceilings, bytes, operations);
     rows.push_back({.shape = spec.shape,
                     .planner = names[i],
                     .us = Median(contender.us),
@@ -269,10 +298,13 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
                     .speedup_high = speedup.high,
                     .rounds = static_cast<uint32_t>(contender.us.size()),
                     .bytes_unique = bytes,
-                    .floor_us = floor_us,
+                    .floor_us = floor.floor_us,
+                    .share = floor.share.median,
+                    .share_low = floor.share.low,
+                    .share_high = floor.share.high,
                     .error = contender.error,
                     .traffic_bound = spec.traffic_bound,
-                    .machine_bound = yardstick_us / floor_us});
+                    .machine_bound = most});
   }
   return rows;
 }

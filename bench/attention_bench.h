@@ -59,13 +59,17 @@ struct AttentionRow {
   double speedup_high = 0;
   uint32_t rounds = 0;
   uint64_t bytes_unique = 0;
-  double floor_us = 0;
+  double floor_us = 0;  // median
+  // Of the floor, floor ÷ call, by the rates that were measured just before and after the call;
+  // median and its 95% interval.
+  double share = 0;
+  double share_low = 0;
+  double share_high = 0;
   double error = 0;  // worst relative error against the oracle on the rows checked
   double traffic_bound = 0;
   // The speed-up of a plan that reached the floor: what the machine allows over the per_sequence of
   // the same rounds. 0: not measured.
   double machine_bound = 0;
-  double share() const { return us == 0 ? 0 : floor_us / us; }
 };
 struct AttentionBenchOptions {
   std::vector<std::string> planners;
@@ -87,7 +91,7 @@ struct AttentionBenchResult {
   std::string device = "cpu";
   std::string target;    // instruction set, or the CUDA device
   std::string left_out;  // which of the shapes were not measured, and why; empty: none
-  // Medians over the shapes: each has its floor from the best samples taken among its own rounds.
+  // Medians over the shapes of the medians among a shape's own rounds.
   double read_bytes_per_s = 0;
   double operations_per_s = 0;
   std::vector<AttentionRow> rows;

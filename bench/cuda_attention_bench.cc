@@ -203,6 +203,9 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(CudaTiming& cuda, const C
                     .rounds = options.rounds,
                     .bytes_unique = bytes,
                     .floor_us = floor_us,
+                    .share = floor_us / Median(contenders[i].us),
+                    .share_low = floor_us / Median(contenders[i].us),
+                    .share_high = floor_us / Median(contenders[i].us),
                     .error = contenders[i].error,
                     .traffic_bound = spec.traffic_bound,
                     .machine_bound = total(contenders[0]) / floor_us});

@@ -7,6 +7,7 @@
 #include <hwy/cache_control.h>
 
 #include "core/check.h"
+#include "kernels/split_pages.h"
 #include "kernels/stream_rows.h"
 #include "kernels/transpose.h"
 
@@ -150,6 +151,16 @@ class Ahead {
   uint64_t at_ = 0;
 };
 
+// A head's part of a page of vLLM's split keys and values; false where that cannot be.
+template <bool kToDense>
+bool StreamSplit(const PagedPlane& plane, const SplitPart& part) {
+  if (plane.element_stride == 1 && plane.block_dim * plane.element_bytes == 16)
+    return kToDense ? GatherSplitKeys(part) : ScatterSplitKeys(part);
+  if (plane.block_dim == 1 && plane.token_stride == 1 && plane.element_bytes == 2)
+    return kToDense ? GatherSplitValues(part) : ScatterSplitValues(part);
+  return false;
+}
+
 // MoveHead with streaming stores; false where that cannot be: the destination must be whole cache
 // lines. A head's part of a page, if it is not rows, is rearranged into `staging` first.
 template <bool kToDense>
@@ -221,6 +232,15 @@ void Move(const PagedPlane& plane, const TokenRange& range, std::byte* dense) {
       std::byte* const row = to + head * row_bytes;
       const uint32_t next = head + 1 < plane.heads ? 1 : 0;
       const std::byte* const next_paged = from + next * plane.head_stride * plane.element_bytes;
+      const SplitPart part{.paged = from,
+                           .paged_stride = plane.block_stride * plane.element_bytes,
+                           .dense = row,
+                           .dense_stride = dense_token,
+                           .row_bytes = row_bytes,
+                           .tokens = count,
+                           .next_paged = next > 0 ? next_paged : nullptr,
+                           .next_dense = next > 0 ? row + row_bytes : nullptr};
+      if (stream && StreamSplit<kToDense>(plane, part)) continue;
       Ahead ahead = kToDense ? Ahead(next_paged, 0, next, plane.page_tokens * row_bytes)
                              : Ahead(row + next * row_bytes, dense_token, next * count, row_bytes);
       if (stream && StreamHead<kToDense>(plane, from, row, count, staging, ahead)) continue;

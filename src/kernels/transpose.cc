@@ -17,6 +17,8 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+#include "kernels/transpose_tile.inc"
+
 constexpr uint32_t kTile = 8;
 
 #if HWY_TARGET == HWY_SCALAR
@@ -28,35 +30,13 @@ void TransposeTile(const std::byte* from, uint64_t from_stride, std::byte* to, u
 #else
 void TransposeTile(const std::byte* from, uint64_t from_stride, std::byte* to, uint64_t to_stride) {
   const hn::Full128<uint16_t> d16;
-  const hn::Full128<uint32_t> d32;
-  const hn::Full128<uint64_t> d64;
-  using V16 = hn::Vec<decltype(d16)>;
-  V16 a[kTile], b[kTile];
+  hn::Vec<decltype(d16)> rows[kTile];
   for (uint32_t r = 0; r < kTile; ++r)
-    a[r] = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from + r * from_stride));
-  // Pairs of rows, of pairs, of fours.
-  for (uint32_t r = 0; r < kTile; r += 2) {
-    b[r] = hn::InterleaveLower(d16, a[r], a[r + 1]);
-    b[r + 1] = hn::InterleaveUpper(d16, a[r], a[r + 1]);
-  }
-  for (uint32_t r = 0; r < kTile; r += 4) {
-    for (uint32_t i = 0; i < 2; ++i) {
-      const auto low = hn::BitCast(d32, b[r + i]);
-      const auto high = hn::BitCast(d32, b[r + 2 + i]);
-      a[r + 2 * i] = hn::BitCast(d16, hn::InterleaveLower(d32, low, high));
-      a[r + 2 * i + 1] = hn::BitCast(d16, hn::InterleaveUpper(d32, low, high));
-    }
-  }
-  for (uint32_t i = 0; i < 4; ++i) {
-    const auto low = hn::BitCast(d64, a[i]);
-    const auto high = hn::BitCast(d64, a[4 + i]);
-    b[2 * i] = hn::BitCast(d16, hn::InterleaveLower(d64, low, high));
-    b[2 * i + 1] = hn::BitCast(d16, hn::InterleaveUpper(d64, low, high));
-  }
+    rows[r] = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from + r * from_stride));
+  TransposeBlocks(d16, rows);
   for (uint32_t c = 0; c < kTile; ++c)
-    hn::StoreU(b[c], d16, reinterpret_cast<uint16_t*>(to + c * to_stride));
+    hn::StoreU(rows[c], d16, reinterpret_cast<uint16_t*>(to + c * to_stride));
 }
-
 #endif
 
 // Whole tiles only.

@@ -1,6 +1,7 @@
 // Gather and scatter against the layouts' own index formulas, element by element.
 #include "kernels/gather.h"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "core/status.h"
 #include "kernels/element.h"
+#include "kernels/split_pages.h"
 
 namespace turnkeep {
 namespace {
@@ -159,6 +161,39 @@ TEST(Gather, LargeMovesAgreeWithTheFormulaOnLinesAndOffThem) {
       }
     }
   }
+}
+
+// Split keys and values are streamed by lines of a group of tokens: whole and partial groups, rows
+// of whole lines and others, lines of one element's tokens and of two's.
+TEST(Gather, LargeMovesOfSplitPagesAgreeWithTheFormula) {
+  uint64_t seed = 1000;
+  for (const uint32_t page_tokens : {8u, 16u, 32u, 48u, 64u, 128u, 256u}) {
+    for (const uint32_t dim : {32u, 64u, 80u, 96u, 128u, 256u, 576u}) {
+      for (const uint32_t kv_heads : {1u, 3u}) {
+        const PagedSpec spec{.kind = PagedKind::kSplitKeys,
+                             .page_tokens = page_tokens,
+                             .page_count = std::max(4u, 262'144 / (dim * kv_heads * page_tokens)),
+                             .kv_heads = kv_heads,
+                             .key_dim = dim,
+                             .value_dim = dim};
+        SCOPED_TRACE("page " + std::to_string(page_tokens) + " dim " + std::to_string(dim) +
+                     " heads " + std::to_string(kv_heads));
+        CheckSpec(spec, ++seed, /*past_line=*/0);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(Gather, ValuesThatDoNotFitTheStagingBufferAreLeftToOthers) {
+  alignas(64) std::byte memory[64] = {};
+  const SplitPart part{.paged = memory,
+                       .paged_stride = 16,
+                       .dense = memory,
+                       .dense_stride = 4096,
+                       .row_bytes = 4096,
+                       .tokens = 8};
+  EXPECT_FALSE(GatherSplitValues(part));
 }
 
 TEST(Gather, ScalesAreAPlaneOfTheirOwn) {

@@ -28,7 +28,7 @@ TEST_F(BenchAttention, RowsCarryTheKeysThatArePromised) {
   for (const auto& row : json.at("rows")) {
     planners.insert(row.at("planner"));
     for (const char* key : {"us", "planning_us", "speedup", "speedup_low", "floor_us", "share",
-                            "machine_bound", "rounds"})
+                            "share_low", "share_high", "machine_bound", "rounds"})
       EXPECT_GT(row.at(key).get<double>(), 0) << key;
     EXPECT_GT(row.at("bytes_unique").get<uint64_t>(), 0u);
     EXPECT_EQ(row.at("device"), "cpu");

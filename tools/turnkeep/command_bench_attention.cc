@@ -44,7 +44,9 @@ Json ToJson(const bench::AttentionRow& row, const std::string& device) {
                {"machine_bound", row.machine_bound},
                {"bytes_unique", row.bytes_unique},
                {"floor_us", row.floor_us},
-               {"share", row.share()},
+               {"share", row.share},
+               {"share_low", row.share_low},
+               {"share_high", row.share_high},
                {"error", row.error}};
   if (row.traffic_bound > 0) {
     json["traffic_bound"] = row.traffic_bound;
@@ -82,7 +84,7 @@ void Print(const bench::AttentionBenchResult& result, const std::string& note,
                   fmt::format("{:.1f}", row.step_us), fmt::format("{:.2f}", row.speedup),
                   fmt::format("{:.2f}-{:.2f}", row.speedup_low, row.speedup_high),
                   fmt::format("{:.1f}", row.machine_bound), HumanBytes(row.bytes_unique),
-                  fmt::format("{:.0f}", row.floor_us), fmt::format("{:.2f}", row.share()),
+                  fmt::format("{:.0f}", row.floor_us), fmt::format("{:.2f}", row.share),
                   fmt::format("{:.1e}", row.error)});
   }
   invocation.Write(table.Render(invocation.style()));
