@@ -24,7 +24,7 @@ constexpr double kGain = 0.9;
 constexpr double kOverPlanning = 2;
 // Looking at the tree takes so much of planning, and may take so much of per_sequence's time, or of
 // what could be gained.
-constexpr double kLook = 0.7;
+constexpr double kLook = 1.2;
 constexpr double kLookShare = 0.01;
 constexpr double kLookGain = 0.05;
 // Tasks are made smaller as long as threads would otherwise stand still for more than this share.
@@ -52,7 +52,7 @@ class AutoPlanner final : public AttentionPlanner {
     const double apart = PerSequenceEnd(forest);
     // Splitting and merging add to what units cost.
     if (std::min(cost, flat) > kGain * apart) return PlanPerSequence(forest, options_, plan);
-    const double decided = SplitDecided();
+    const double decided = SplitDecided(kGain * apart);
     const double best = std::min(decided, flat);
     if (best > kGain * apart || apart - best < kOverPlanning * planning_)
       return PlanPerSequence(forest, options_, plan);
@@ -183,8 +183,9 @@ class AutoPlanner final : public AttentionPlanner {
   // When the decided units are done, on all threads. With few heads one unit for all may be most of
   // the work, which a single thread would do: sets the parts that they are split into for that.
   // Each part loads its queries and leaves results to merge once more, so that more parts may take
-  // longer.
-  double SplitDecided() {
+  // longer: where the work of the fewest parts, evenly spread, takes more than `most_useful`, no
+  // others are tried.
+  double SplitDecided(double most_useful) {
     uint64_t items = 0, tokens = 0;
     for (const Decision& decision : decisions_) {
       items += decision.units;
@@ -207,7 +208,7 @@ class AutoPlanner final : public AttentionPlanner {
         best = end;
         most_ = most;
       }
-      if (end <= (1 + kIdle) * schedule_.Balanced()) break;
+      if (end <= (1 + kIdle) * schedule_.Balanced() || schedule_.Balanced() > most_useful) break;
     }
     return best;
   }

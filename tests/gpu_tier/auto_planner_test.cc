@@ -138,7 +138,7 @@ TEST(TaskSchedule, GivesTasksToTheThreadThatIsFreeFirst) {
 
 // Draft tokens: nodes of one token in blocks with masks, where masks cost little.
 TEST(AutoPlanner, TakesFlattenedBlocksOfSmallNodesWhereMasksCostLittle) {
-  AttentionPlannerOptions options = OptionsOf(ShapeOf(8, 8));
+  AttentionPlannerOptions options = OptionsOf(ShapeOf(32, 32));
   options.costs.masked = 0.01;
   ForestMaker maker(kPage);
   ForestNode node = maker.Node(kNoForestNode, 64);
@@ -147,6 +147,8 @@ TEST(AutoPlanner, TakesFlattenedBlocksOfSmallNodesWhereMasksCostLittle) {
     maker.Sequence(node);
   }
   EXPECT_FALSE(PlanOf("auto", options, maker.forest()).masks.empty());
+  // With an eighth of the heads, looking at 65 nodes costs more than a hundredth of the call.
+  EXPECT_TRUE(PlanOf("auto", OptionsOf(ShapeOf(4, 4)), maker.forest()).masks.empty());
   options.costs.masked = 1000;
   EXPECT_TRUE(PlanOf("auto", options, maker.forest()).masks.empty());
 }
