@@ -264,11 +264,10 @@ void ScatterRotated(const PagedPlane& plane, const TokenRange& range, const std:
                     DType dtype, const Rotation& rotation) {
   if (rotation.IsIdentity()) return ScatterPlane(plane, range, dense);
   TK_CHECK(DTypeBytes(dtype) == plane.element_bytes);
-  // A token at a time: its heads fit the L1 cache, and the rotated rows are scattered from there.
+  // So many tokens at a time that they are streamed, from the L2 cache that they were rotated to.
   const uint64_t token_bytes = uint64_t{plane.heads} * plane.dim * plane.element_bytes;
-  constexpr uint64_t kScratchBytes = 16 * 1024;
   const auto at_once = static_cast<uint32_t>(
-      std::clamp<uint64_t>(kScratchBytes / token_bytes, 1, range.token_count));
+      std::clamp<uint64_t>((kStreamedBytes + token_bytes - 1) / token_bytes, 1, range.token_count));
   std::vector<std::byte> rotated(at_once * token_bytes);
   for (uint32_t done = 0; done < range.token_count; done += at_once) {
     const uint32_t count = std::min(at_once, range.token_count - done);

@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "kernels/element.h"
+#include "kernels/rotate_rows.h"
 #include "kernels/row_convert.h"
 
 namespace turnkeep {
@@ -63,13 +64,23 @@ void RotateRow(Float* row, uint32_t pairs, uint32_t step, uint32_t distance, con
   }
 }
 
+// A pair of elements that lie at `x` and `y` bytes from the row.
+void RotatePair(DType dtype, const std::byte* from, uint64_t x, uint64_t y, float cos, float sin,
+                std::byte* to) {
+  const float first = LoadElement(dtype, from + x);
+  const float second = LoadElement(dtype, from + y);
+  StoreElement(dtype, first * cos - second * sin, to + x);
+  StoreElement(dtype, first * sin + second * cos, to + y);
+}
+
 constexpr uint32_t kMaxDim = 4096;
 
 }  // namespace
 
 void Rotation::Rotate(DType dtype, uint32_t heads, uint32_t dim, uint32_t first_token,
                       uint32_t token_count, const std::byte* from, std::byte* to) const {
-  const uint64_t row_bytes = uint64_t{dim} * DTypeBytes(dtype);
+  const uint32_t bytes = DTypeBytes(dtype);
+  const uint64_t row_bytes = uint64_t{dim} * bytes;
   if (IsIdentity()) {
     if (from != to) std::memmove(to, from, token_count * heads * row_bytes);
     return;
@@ -82,6 +93,17 @@ void Rotation::Rotate(DType dtype, uint32_t heads, uint32_t dim, uint32_t first_
   for (uint32_t t = 0; t < token_count; ++t) {
     const uint64_t at = same_for_all_ ? 0 : uint64_t{first_token + t} * pairs_;
     for (uint32_t h = 0; h < heads; ++h, from += row_bytes, to += row_bytes) {
+      const uint64_t rotated = uint64_t{2 * pairs_} * bytes;
+      if (from != to) std::memcpy(to + rotated, from + rotated, row_bytes - rotated);
+      const uint32_t done =
+          RotateHalves(dtype, pairing_, from, pairs_, &cos_f_[at], &sin_f_[at], to);
+      if (done > 0) {
+        for (uint32_t p = done; p < pairs_; ++p) {
+          RotatePair(dtype, from, uint64_t{p} * step * bytes,
+                     (uint64_t{p} * step + distance) * bytes, cos_f_[at + p], sin_f_[at + p], to);
+        }
+        continue;
+      }
       RowToFloat(dtype, from, 2 * pairs_, row);
       if (dtype == DType::kFloat32) {
         std::copy(row, row + 2 * pairs_, wide);
@@ -89,10 +111,6 @@ void Rotation::Rotate(DType dtype, uint32_t heads, uint32_t dim, uint32_t first_
         for (uint32_t i = 0; i < 2 * pairs_; ++i) row[i] = static_cast<float>(wide[i]);
       } else {
         RotateRow(row, pairs_, step, distance, &cos_f_[at], &sin_f_[at]);
-      }
-      if (from != to) {
-        const uint64_t rotated = uint64_t{2 * pairs_} * DTypeBytes(dtype);
-        std::memcpy(to + rotated, from + rotated, row_bytes - rotated);
       }
       RowFromFloat(dtype, row, 2 * pairs_, to);
     }

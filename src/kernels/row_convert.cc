@@ -20,64 +20,38 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-using Floats = hn::CappedTag<float, 8>;
+#include "kernels/half_vectors.inc"
 
 // Whole vectors of the row; returns how many elements that were.
-uint32_t HalvesToFloat(const uint16_t* from, uint32_t count, float* to) {
+template <class T>
+uint32_t RowToFloats(const T* from, uint32_t count, float* to) {
   const Floats d;
-  const hn::Rebind<hwy::float16_t, Floats> dh;
   const auto n = static_cast<uint32_t>(hn::Lanes(d));
   uint32_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto* const at = reinterpret_cast<const hwy::float16_t*>(from + i);
-    hn::StoreU(hn::PromoteTo(d, hn::LoadU(dh, at)), d, to + i);
-  }
+  for (; i + n <= count; i += n) hn::StoreU(LoadHalves(d, from + i), d, to + i);
   return i;
 }
 
-uint32_t FloatToHalves(const float* from, uint32_t count, uint16_t* to) {
+template <class T>
+uint32_t RowFromFloats(const float* from, uint32_t count, T* to) {
   const Floats d;
-  const hn::Rebind<hwy::float16_t, Floats> dh;
   const auto n = static_cast<uint32_t>(hn::Lanes(d));
   uint32_t i = 0;
-  for (; i + n <= count; i += n) {
-    auto* const at = reinterpret_cast<hwy::float16_t*>(to + i);
-    hn::StoreU(hn::DemoteTo(dh, hn::LoadU(d, from + i)), dh, at);
-  }
+  for (; i + n <= count; i += n) StoreHalves(hn::LoadU(d, from + i), to + i);
   return i;
 }
 
-uint32_t Brains(const uint16_t* from, uint32_t count, float* to) {
-  const Floats d;
-  const hn::Rebind<hwy::bfloat16_t, Floats> db;
-  const auto n = static_cast<uint32_t>(hn::Lanes(d));
-  uint32_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto* const at = reinterpret_cast<const hwy::bfloat16_t*>(from + i);
-    hn::StoreU(hn::PromoteTo(d, hn::LoadU(db, at)), d, to + i);
-  }
-  return i;
+uint32_t HalvesToFloat(const std::byte* from, uint32_t count, float* to) {
+  return RowToFloats(reinterpret_cast<const hwy::float16_t*>(from), count, to);
 }
-
-// Highway's own conversion to bfloat16 cuts off; this one rounds to nearest, ties to even.
-uint32_t FloatToBrains(const float* from, uint32_t count, uint16_t* to) {
-  const Floats d;
-  const hn::RebindToUnsigned<Floats> du;
-  const hn::Rebind<uint16_t, Floats> dh;
-  const auto n = static_cast<uint32_t>(hn::Lanes(d));
-  uint32_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto value = hn::LoadU(d, from + i);
-    const auto bits = hn::BitCast(du, value);
-    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-    const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
-    // A NaN keeps its top bits and stays quiet.
-    const auto nan = hn::Or(bits, hn::Set(du, 0x400000));
-    const auto is_nan = hn::RebindMask(du, hn::IsNaN(value));
-    const auto top = hn::ShiftRight<16>(hn::IfThenElse(is_nan, nan, rounded));
-    hn::StoreU(hn::TruncateTo(dh, top), dh, to + i);
-  }
-  return i;
+uint32_t FloatToHalves(const float* from, uint32_t count, std::byte* to) {
+  return RowFromFloats(from, count, reinterpret_cast<hwy::float16_t*>(to));
+}
+uint32_t BrainsToFloat(const std::byte* from, uint32_t count, float* to) {
+  return RowToFloats(reinterpret_cast<const hwy::bfloat16_t*>(from), count, to);
+}
+uint32_t FloatToBrains(const float* from, uint32_t count, std::byte* to) {
+  return RowFromFloats(from, count, reinterpret_cast<hwy::bfloat16_t*>(to));
 }
 
 }  // namespace
@@ -90,7 +64,7 @@ namespace turnkeep {
 
 HWY_EXPORT(HalvesToFloat);
 HWY_EXPORT(FloatToHalves);
-HWY_EXPORT(Brains);
+HWY_EXPORT(BrainsToFloat);
 HWY_EXPORT(FloatToBrains);
 
 void RowToFloat(DType dtype, const std::byte* from, uint32_t count, float* to) {
@@ -100,10 +74,8 @@ void RowToFloat(DType dtype, const std::byte* from, uint32_t count, float* to) {
     std::memcpy(to, from, count * sizeof(float));
     return;
   }
-  if (dtype == DType::kFloat16)
-    done = HWY_DYNAMIC_DISPATCH(HalvesToFloat)(reinterpret_cast<const uint16_t*>(from), count, to);
-  if (dtype == DType::kBFloat16)
-    done = HWY_DYNAMIC_DISPATCH(Brains)(reinterpret_cast<const uint16_t*>(from), count, to);
+  if (dtype == DType::kFloat16) done = HWY_DYNAMIC_DISPATCH(HalvesToFloat)(from, count, to);
+  if (dtype == DType::kBFloat16) done = HWY_DYNAMIC_DISPATCH(BrainsToFloat)(from, count, to);
   for (; done < count; ++done) to[done] = LoadElement(dtype, from + done * bytes);
 }
 
@@ -114,10 +86,8 @@ void RowFromFloat(DType dtype, const float* from, uint32_t count, std::byte* to)
     std::memcpy(to, from, count * sizeof(float));
     return;
   }
-  if (dtype == DType::kFloat16)
-    done = HWY_DYNAMIC_DISPATCH(FloatToHalves)(from, count, reinterpret_cast<uint16_t*>(to));
-  if (dtype == DType::kBFloat16)
-    done = HWY_DYNAMIC_DISPATCH(FloatToBrains)(from, count, reinterpret_cast<uint16_t*>(to));
+  if (dtype == DType::kFloat16) done = HWY_DYNAMIC_DISPATCH(FloatToHalves)(from, count, to);
+  if (dtype == DType::kBFloat16) done = HWY_DYNAMIC_DISPATCH(FloatToBrains)(from, count, to);
   const float largest = dtype == DType::kFp8E4M3   ? 448.0f
                         : dtype == DType::kFp8E5M2 ? 57344.0f
                                                    : INFINITY;
