@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/check.h"
 
@@ -55,8 +56,10 @@ uint32_t NextUsePolicy::GapOf(double gap_s) {
   return gap_s < kGapSeconds ? 1 : gap_s < 4 * kGapSeconds ? 2 : gap_s < 16 * kGapSeconds ? 3 : 4;
 }
 
-uint32_t NextUsePolicy::ClassOf(uint32_t turn_class, uint32_t gap) {
-  return turn_class == kTurnClasses ? kTailClass : gap * kTurnClasses + turn_class;
+uint32_t NextUsePolicy::ClassOf(const State& state) {
+  if (state.left > 0) return kLeftClass + state.left - 1;
+  return state.turn_class == kTurnClasses ? kTailClass
+                                          : state.gap * kTurnClasses + state.turn_class;
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
@@ -103,13 +106,14 @@ void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now
     state.running = false;
     ends_are_told_ = true;
   }
+  if (turn.next != kNoChunk) GoOn(state, turn.next, now_ns);
   state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
   SetClass(chunk, state);
   if (later && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
 void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
-  const uint32_t use_class = ClassOf(state.turn_class, state.gap);
+  const uint32_t use_class = ClassOf(state);
   if (use_class != state.use_class && links_.Contains(chunk)) {
     Unlink(state.use_class, chunk);
     Push(use_class, chunk);
@@ -119,6 +123,30 @@ void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
     LeaveBelow(chunk, state);
     EnterBelow(chunk, state);
   }
+}
+
+// A turn through `state` goes on to `next`. What the last one went on to, and this one does not, is
+// left behind: a conversation goes another way from there (an answer was made again, a search's
+// results were taken out). Where that has happened often, others begin alike, and it says nothing.
+void NextUsePolicy::GoOn(State& state, ChunkIndex next, int64_t now_ns) {
+  const ChunkIndex before = std::exchange(state.next, next);
+  if (before == next || before == kNoChunk || state.forks == kMaxForks) return;
+  const State& other = states_[before];
+  // A tail is always replaced.
+  if (other.last_use_ns >= now_ns || other.turn_class == kTurnClasses) return;
+  LeaveBehind(before, ++state.forks);
+}
+
+// From `first` on, as far as one turn used it. The last goes first.
+void NextUsePolicy::LeaveBehind(ChunkIndex first, uint8_t fork) {
+  const int64_t last_use_ns = states_[first].last_use_ns;
+  for (ChunkIndex chunk = first; chunk != kNoChunk; chunk = states_[chunk].next) {
+    State& state = states_[chunk];
+    if (state.last_use_ns != last_use_ns || state.running || state.left > 0) break;
+    state.left = fork;
+    left_.push_back(chunk);
+  }
+  for (; !left_.empty(); left_.pop_back()) SetClass(left_.back(), states_[left_.back()]);
 }
 
 // ---- learning --------------------------------------------------------------------
@@ -146,6 +174,7 @@ void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool
     state.gap = static_cast<uint8_t>(GapOf(gap_s));
   }
   state.last_use_ns = now_ns;
+  state.left = 0;
   if (sample && Sampled(chunk)) TakeSample(chunk, now_ns);
 }
 
@@ -210,8 +239,10 @@ void NextUsePolicy::ThinSamples() {
 
 double NextUsePolicy::UseProbability(const TurnInfo& turn, double gap_s, double age_s,
                                      double horizon_s) const {
-  const uint32_t gap = gap_s > 0 ? GapOf(gap_s) : 0;
-  return hazards_.Probability(ClassOf(TurnClassOf(turn), gap), age_s, horizon_s);
+  State state;
+  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
+  state.gap = static_cast<uint8_t>(gap_s > 0 ? GapOf(gap_s) : 0);
+  return hazards_.Probability(ClassOf(state), age_s, horizon_s);
 }
 
 // ---- lists -----------------------------------------------------------------------

@@ -3,7 +3,8 @@
 //
 // Chunks are in classes by what is known of their last use: how the turn ended, its number in the
 // session, how long its context was and how much of that was new, and how long before that the
-// chunk had been used. Tails, which the next turn replaces, are a class of their own. For every
+// chunk had been used. Tails, which the next turn replaces, are a class of their own, and so is
+// what a turn has left behind that went back into the prompt before it and on from there. For every
 // class the policy learns, of a sample of the chunks, how often a chunk that has not been used for
 // a given age is used in the next stretch of time (use_hazards.h); old experience fades.
 //
@@ -16,7 +17,7 @@
 // Samples are taken by chunk, those of a hash below a threshold that falls as they become many
 // (Waldspurger et al. 2015), so that memory and work are bounded however long chunks
 // live. Chunks that left the tier go on being observed as long as their index means the same
-// chunk, so that what is learned does not depend on what was kept. 24 bytes a chunk.
+// chunk, so that what is learned does not depend on what was kept. 32 bytes a chunk.
 //
 // Thread-compatible.
 #pragma once
@@ -61,7 +62,9 @@ class NextUsePolicy final : public EvictionPolicy {
   static constexpr uint32_t kTurnClasses = kTurns * kShares * kContexts * kStopReasons;
   static constexpr uint32_t kGaps = 5;  // none, below 15 s, a minute, four minutes, longer
   static constexpr uint32_t kTailClass = kTurnClasses * kGaps;
-  static constexpr uint32_t kClasses = kTailClass + 1;
+  static constexpr uint32_t kLeftClass = kTailClass + 1;  // at a first fork; then at a second
+  static constexpr uint8_t kMaxForks = 2;                 // that leave something behind
+  static constexpr uint32_t kClasses = kLeftClass + kMaxForks;
   static constexpr uint32_t kAges = UseHazards::kAges;
 
   struct State {
@@ -70,9 +73,12 @@ class NextUsePolicy final : public EvictionPolicy {
     uint16_t use_class = 0;
     uint16_t below = kNotBelow;  // its bucket of below_
     uint8_t gap = 0;
-    bool running = false;  // a turn uses it, and its end will be told
+    bool running = false;        // a turn uses it, and its end will be told
+    ChunkIndex next = kNoChunk;  // that the last turn through this one went on to, if it was told
+    uint8_t forks = 0;  // turns that went on to another than the one before, at most kMaxForks
+    uint8_t left = 0;   // since its last use left behind, at a fork of this number
   };
-  static_assert(sizeof(State) == 16);
+  static_assert(sizeof(State) == 24);
   static constexpr uint16_t kNotBelow = 0xFFFF;
   static constexpr uint32_t kBuckets = kClasses * kAges;  // by class and age
   static_assert(kBuckets < kNotBelow);
@@ -84,10 +90,12 @@ class NextUsePolicy final : public EvictionPolicy {
 
   static uint32_t TurnClassOf(const TurnInfo& turn);
   static uint32_t GapOf(double gap_s);
-  static uint32_t ClassOf(uint32_t turn_class, uint32_t gap);
+  static uint32_t ClassOf(const State& state);
   void SetClass(ChunkIndex chunk, State& state);
   State& At(ChunkIndex chunk);
   void Use(ChunkIndex chunk, State& state, int64_t now_ns);
+  void GoOn(State& state, ChunkIndex next, int64_t now_ns);
+  void LeaveBehind(ChunkIndex first, uint8_t fork);
   void Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample);
   void Restart(ChunkIndex chunk, State& state, int64_t now_ns);
   void AdvanceTo(int64_t now_ns);
@@ -114,10 +122,11 @@ class NextUsePolicy final : public EvictionPolicy {
   ChunkLinks links_;
   std::array<ChunkLinks::List, kClasses> lists_;
   std::vector<State> states_;
+  std::vector<ChunkIndex> left_;  // in LeaveBehind
   int64_t now_ns_ = 0;
   bool ends_are_told_ = false;  // of a turn, once
 
-  UseHazards hazards_{kClasses};
+  UseHazards hazards_{kClasses, /*apart_count=*/1 + kMaxForks};
   // By the age that its samples have reached last; oldest first.
   std::array<std::deque<Sample>, kAges> samples_;
   uint64_t sample_count_ = 0;

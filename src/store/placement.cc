@@ -57,7 +57,10 @@ void Placement::HandleEach(PlacementEvent event, std::span<const ChunkIndex> chu
                            std::vector<PlacementAction>* actions) {
   switch (event.kind) {
     case PlacementEvent::Kind::kTouched:
-      for (const ChunkIndex chunk : chunks) Touched(chunk, event);
+      for (const ChunkIndex chunk : chunks) {
+        Touched(chunk, event);
+        event.turn.next = chunk;
+      }
       break;
     case PlacementEvent::Kind::kHostPinned:
       for (const ChunkIndex chunk : chunks) Add(At(chunk).host_pins);
@@ -69,6 +72,7 @@ void Placement::HandleEach(PlacementEvent event, std::span<const ChunkIndex> chu
       for (const ChunkIndex chunk : chunks) {
         event.chunk = chunk;
         Handle(event, actions);
+        event.turn.next = chunk;
       }
       return;
   }

@@ -54,6 +54,7 @@ struct TurnInfo {
   // of its session), and no second use.
   bool goes_on = false;
   bool tail = false;  // the chunk is a partly filled last one, which the next turn replaces
+  ChunkIndex next = kNoChunk;  // that follows this one in the turn's prompt; kNoChunk: not known
 };
 
 class EvictionPolicy {

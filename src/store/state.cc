@@ -67,6 +67,7 @@ void StoreState::NotifyTurn(const TurnInfo& turn, std::span<const ChunkIndex> ba
     event.turn.tail = true;
     NotifyAll(event, backwards.first(1));
     event.turn.tail = false;
+    event.turn.next = backwards.front();
     backwards = backwards.subspan(1);
   }
   NotifyAll(event, backwards);

@@ -18,7 +18,8 @@ constexpr float kRatioPriorUses = 5;
 
 }  // namespace
 
-UseHazards::UseHazards(uint32_t class_count) : classes_(class_count), ratios_(class_count, 1) {
+UseHazards::UseHazards(uint32_t class_count, uint32_t apart_count)
+    : common_count_(class_count - apart_count), classes_(class_count), ratios_(class_count, 1) {
   of_all_.fill(kPriorHazard);
 }
 
@@ -45,12 +46,12 @@ uint32_t UseHazards::AgeOf(double age_s) {
 
 void UseHazards::Reached(uint32_t use_class, uint32_t age) {
   ++classes_[use_class][age].reached;
-  if (use_class + 1 < classes_.size()) ++all_[age].reached;
+  if (use_class < common_count_) ++all_[age].reached;
 }
 
 void UseHazards::Used(uint32_t use_class, uint32_t age) {
   ++classes_[use_class][age].used;
-  if (use_class + 1 < classes_.size()) ++all_[age].used;
+  if (use_class < common_count_) ++all_[age].used;
 }
 
 void UseHazards::Fade() {

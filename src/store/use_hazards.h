@@ -16,8 +16,8 @@ namespace turnkeep {
 class UseHazards {
  public:
   static constexpr uint32_t kAges = 40;
-  // The last class is apart: nothing is concluded from it for the others.
-  explicit UseHazards(uint32_t class_count);
+  // The last `apart_count` classes are apart: nothing is concluded from them for the others.
+  UseHazards(uint32_t class_count, uint32_t apart_count);
 
   static uint32_t AgeOf(double age_s);
   static double BeginOf(uint32_t age);  // seconds; of kAges: the end
@@ -40,6 +40,7 @@ class UseHazards {
     float used = 0;
   };
   using ByAge = std::array<Experience, kAges>;
+  const uint32_t common_count_;  // of the classes that are not apart
   std::vector<ByAge> classes_;
   std::vector<float> ratios_;  // of a class's hazards to those of all, as of Settle
   ByAge all_{};

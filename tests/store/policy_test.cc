@@ -294,6 +294,57 @@ TEST(Policy, NextUseLearnsNothingFromATurnWhoseEndIsNotTold) {
   EXPECT_NEAR(policy.UseProbability({}, 5, 1, 10), before, 0.05);
 }
 
+// A turn uses `prompt`, as it is told: from the last chunk to the first.
+void UsePrompt(NextUsePolicy& policy, const std::vector<ChunkIndex>& prompt, int64_t now) {
+  TurnInfo turn = {.is_use = true};
+  for (size_t i = prompt.size(); i-- > 0;) {
+    policy.NoteTurn(prompt[i], turn, now);
+    turn.next = prompt[i];
+  }
+}
+
+// 300 conversations over chunks from 1000 on: each goes back from its fourth chunk to its second
+// and another way from there, and on that for ten turns.
+void TeachThatLeftChunksStayUnused(NextUsePolicy& policy, int64_t* now) {
+  for (int turn = 0; turn < 12; ++turn) {
+    for (ChunkIndex c = 1000; c < 4000; c += 10) {
+      *now += kSecond / 10;
+      UsePrompt(policy, {c, c + 1, c + (turn == 0 ? 2 : 4), c + (turn == 0 ? 3 : 5)}, *now);
+    }
+  }
+}
+
+TEST(Policy, NextUseLearnsThatWhatATurnWentBackFromIsNotUsedAgain) {
+  NextUsePolicy policy;
+  int64_t now = kSecond;
+  TeachThatLeftChunksStayUnused(policy, &now);
+  now += 60 * kSecond;
+  UsePrompt(policy, {10, 11}, now);
+  UsePrompt(policy, {20, 21, 22, 23}, now + 1);
+  for (const ChunkIndex c : {23u, 22u, 21u, 20u, 11u, 10u}) policy.Insert(c, 1, now);
+  now += 30 * kSecond;
+  UsePrompt(policy, {20, 21, 24, 25}, now);
+  const std::vector<ChunkIndex> order = Drain(policy);
+  ASSERT_EQ(order.size(), 6u);
+  EXPECT_THAT(std::vector(order.begin(), order.begin() + 2), ElementsAre(23, 22));
+  EXPECT_LT(policy.Worth(22), policy.Worth(11));
+  // Used again after all it is like what was used with it.
+  UsePrompt(policy, {20, 21, 22, 23}, now + kSecond);
+  policy.FindVictim([](ChunkIndex) { return true; }, 1);
+  EXPECT_EQ(policy.Worth(22), policy.Worth(20));
+}
+
+TEST(Policy, NextUseDoesNotTakeASharedBeginningForOneThatIsLeft) {
+  NextUsePolicy policy;
+  int64_t now = kSecond;
+  TeachThatLeftChunksStayUnused(policy, &now);
+  for (ChunkIndex c = 100; c < 110; ++c) UsePrompt(policy, {0, c}, now += 60 * kSecond);
+  UsePrompt(policy, {50}, now += kSecond);
+  for (const ChunkIndex c : {200u, 201u}) UsePrompt(policy, {0, c}, now += kSecond);
+  for (const ChunkIndex c : {50u, 200u}) policy.Insert(c, 1, now);
+  EXPECT_THAT(Drain(policy), ElementsAre(50, 200));
+}
+
 // To who does not learn from turns the use that they tell of is one like any other.
 TEST(Policy, ATurnThatBeginsIsAUseToEveryPolicy) {
   for (const char* name : {"lru", "look_ahead"}) {

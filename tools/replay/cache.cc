@@ -157,6 +157,7 @@ void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_b
     placement_->Handle({.kind = Kind::kTurnEnded, .chunk = block, .now_ns = now_ns, .turn = info},
                        &actions_);
     info.tail = false;
+    info.next = block;
   });
   bool all_in_host = true;
   EachBackwards(runs, UINT64_MAX,
@@ -178,6 +179,7 @@ void Cache::EndTurn(std::span<const BlockRun> runs, const TurnInfo& turn, int64_
     placement_->Handle({.kind = Kind::kTurnEnded, .chunk = block, .now_ns = now_ns, .turn = info},
                        &actions_);
     info.tail = false;
+    info.next = block;
   });
   if (options_.prefetch_bytes > 0) Handle(Kind::kTick, kNone, 0, now_ns);
 }
