@@ -7,7 +7,6 @@
 #include <gtest/gtest.h>
 
 #include "core/units.h"
-#include "generator.h"
 #include "optimum.h"
 #include "plot.h"
 #include "replay.h"
@@ -308,6 +307,22 @@ TEST(ReplaySimulator, OneServerMakesRequestsWaitInOrder) {
   EXPECT_NEAR(m.gpu_s_with, m.prefill_s_with + m.decode_s, 1e-9);
 }
 
+TEST(ReplaySimulator, DecodingReadsAtTheRateThatIsGiven) {
+  const Trace trace = Make({{{1, 2}}, {{11, 2}}});
+  Options options;
+  options.queue = QueueRule::kGpu;
+  options.host_blocks = 100;
+  const auto decode_s = [&](const char* gb_per_s) {
+    EXPECT_TRUE(SetOption("decode-gb-per-s", gb_per_s, &options).ok());
+    const auto result = Replay(trace, options, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->metrics.decode_s;
+  };
+  const double slow = decode_s("1000");
+  EXPECT_GT(slow, 0);
+  EXPECT_NEAR(decode_s("4000"), slow / 4, slow * 1e-6);
+}
+
 // The second of two prompts that wait is loaded while the first is prefilled.
 TEST(ReplaySimulator, AReadBufferLoadsTheNextJobWhileTheServerIsBusy) {
   const Trace trace = Make({{{1, 4}}, {{11, 4}}, {{1, 5}}, {{11, 5}}});
@@ -360,61 +375,6 @@ TEST(ReplayRestore, IsDeclinedWhenPrefillIsQuicker) {
   plan = PlanRestore(restore, true);
   EXPECT_TRUE(plan.declined);
   EXPECT_LE(plan.ttft_s, 1.0 + 1e-6);
-}
-
-TEST(ReplayGenerator, HasThePublishedStatistics) {
-  const Trace trace = GenerateConversations({.sessions = 20'000, .window_tokens = 1u << 30});
-  std::vector<uint64_t> turns(trace.session_count);
-  std::vector<uint64_t> tokens(trace.session_count);
-  for (const TraceRequest& request : trace.requests) {
-    ++turns[request.session];
-    tokens[request.session] = uint64_t{request.input_tokens} + request.output_tokens;
-  }
-  const auto share = [&](const std::vector<uint64_t>& of, uint64_t above) {
-    return double(std::count_if(of.begin(), of.end(), [&](uint64_t v) { return v > above; })) /
-           double(of.size());
-  };
-  EXPECT_NEAR(double(trace.requests.size()) / 20'000, 5.75, 0.1);
-  EXPECT_NEAR(share(turns, 1), 0.73, 0.01);
-  EXPECT_NEAR(share(tokens, 2000), 0.47, 0.02);
-  EXPECT_NEAR(share(tokens, 4000), 0.30, 0.02);
-  EXPECT_NEAR(trace.requests.back().time_s, 20'000, 600);
-}
-
-TEST(ReplayGenerator, ContextsStayInTheirWindowAndOverflowInvalidatesWhereAsked) {
-  GeneratorOptions options = {.sessions = 2000, .window_tokens = 2048};
-  const Trace kept = GenerateConversations(options);
-  options.keep_on_overflow = false;
-  const Trace lost = GenerateConversations(options);
-  ASSERT_EQ(kept.requests.size(), lost.requests.size());
-  uint64_t invalid = 0;
-  for (size_t i = 0; i < kept.requests.size(); ++i) {
-    EXPECT_LE(kept.requests[i].input_tokens, 2048u);
-    EXPECT_EQ(kept.requests[i].input_tokens, lost.requests[i].input_tokens);
-    EXPECT_EQ(kept.requests[i].turn > 0, kept.requests[i].history_tokens > 0);
-    invalid += kept.requests[i].history_tokens != lost.requests[i].history_tokens ? 1 : 0;
-  }
-  EXPECT_GT(invalid, kept.requests.size() / 20);
-}
-
-TEST(ReplayGenerator, TurnsFollowOneAnotherAndWholeSessionsAreHits) {
-  Options options;
-  options.trace = "sharegpt";
-  options.model = "llama-13b";
-  options.generator.sessions = 300;
-  options.queue = QueueRule::kGpu;
-  options.host_gib = 1e5;
-  const auto trace = LoadTrace(options);
-  ASSERT_TRUE(trace.ok()) << trace.status();
-  const auto result = Replay(*trace, options, nullptr);
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(result->metrics.requests, trace->requests.size());
-  EXPECT_EQ(result->metrics.hit_requests, trace->requests.size() - 300);
-  EXPECT_FALSE(result->has_optimum);
-  std::vector<uint32_t> next(300);
-  for (const uint32_t index : result->metrics.order) {
-    EXPECT_EQ(trace->requests[index].turn, next[trace->requests[index].session]++);
-  }
 }
 
 TEST(ReplayPlot, IsOneSvgWithALineForEachSeries) {
@@ -477,7 +437,8 @@ TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
       {"queue", "long"},         {"decline", "maybe"},
       {"host-live-share", "2"},  {"kv-bytes-per-token", "0"},
       {"prefetch", "1.5"},       {"read-buffer-gib", "-1"},
-      {"starts", "users:0"},     {"live-ttl", "0"}};
+      {"starts", "users:0"},     {"live-ttl", "0"},
+      {"session-room", "half"},  {"decode-gb-per-s", "0"}};
   for (const auto& [name, value] : bad) {
     Options options;
     const auto status = SetOption(name, value, &options);

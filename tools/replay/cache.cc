@@ -32,8 +32,11 @@ void EachBackwards(std::span<const BlockRun> runs, uint64_t end, const Visit& vi
 
 absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options) {
   std::unique_ptr<Cache> cache(new Cache(options));
-  TK_ASSIGN_OR_RETURN(auto host, MakePolicy(options.policy));
-  TK_ASSIGN_OR_RETURN(auto disk, MakePolicy(options.policy));
+  cache->first_come_ = options.whole_sessions && options.policy == "fifo";
+  // Belady's policy goes by an order that it is told.
+  const std::string policy = cache->first_come_ ? "belady" : options.policy;
+  TK_ASSIGN_OR_RETURN(auto host, MakePolicy(policy));
+  TK_ASSIGN_OR_RETURN(auto disk, MakePolicy(policy));
   PlacementOptions placement;
   placement.host_capacity_bytes = options.host_bytes;
   placement.disk_capacity_bytes = options.disk_bytes;
@@ -144,8 +147,21 @@ void Cache::Bring(uint32_t block, uint64_t bytes, int64_t now_ns) {
   if (options_.host_bytes < bytes) Handle(Kind::kHostSpaceNeeded, block, bytes, now_ns);
 }
 
+// The first that came is told as the furthest; places are exact in a double.
+void Cache::GivePlaces(std::span<const BlockRun> runs) {
+  constexpr int64_t kFirstPlace = int64_t{1} << 50;
+  EachBackwards(runs, UINT64_MAX, [&](uint32_t block) {
+    if (block >= came_.size()) came_.resize(block + 1 + block / 2);
+    if (came_[block]) return;
+    came_[block] = true;
+    const int64_t place = kFirstPlace - came_count_++;
+    placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = place}, &actions_);
+  });
+}
+
 void Cache::Use(std::span<const BlockRun> runs, uint32_t found, uint64_t block_bytes,
                 const TurnInfo& turn, int64_t now_ns) {
+  if (first_come_) GivePlaces(runs);
   RestoreFromDisk(runs, now_ns);
   // What was found must not make room for what was not: used first, so that it is newer,
   // and once more after it, so that parents stay newer than children. Who learns from turns is
@@ -185,6 +201,7 @@ void Cache::EndTurn(std::span<const BlockRun> runs, const TurnInfo& turn, int64_
 }
 
 void Cache::Expect(const BlockRun& run, int64_t next_use) {
+  if (first_come_) return;
   for (uint32_t block = run.first; block < run.first + run.count; ++block) {
     placement_->Handle({.kind = Kind::kExpected, .chunk = block, .next_use = next_use}, &actions_);
   }
@@ -214,14 +231,6 @@ uint32_t Cache::Promote(std::span<const BlockRun> runs, int64_t now_ns) {
     }
   }
   return promoted;
-}
-
-TierUse Cache::Use() const {
-  const Placement::TierUsage& host = placement_->host();
-  const Placement::TierUsage& disk = placement_->disk();
-  return {.host_capacity_bytes = host.capacity_bytes,
-          .bytes = host.used_bytes + disk.used_bytes,
-          .items = host.chunk_count + disk.chunk_count};
 }
 
 void Cache::Forget(uint32_t block, int64_t now_ns) {

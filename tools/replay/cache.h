@@ -27,19 +27,14 @@ struct CacheOptions {
   uint64_t host_bytes = 0;
   uint64_t disk_bytes = 0;
   std::string policy = "lru";
+  // Blocks are sessions: fifo's order is that in which they came first, however they have grown
+  // since and whether they were evicted meanwhile.
+  bool whole_sessions = false;
   double high_watermark = 1.0;
   double low_watermark = 1.0;
   bool write_through = false;   // to disk when saved, not when evicted
   uint64_t prefetch_bytes = 0;  // as PlacementOptions; 0: none
   double disk_bytes_per_s = 0;  // with prefetches, above 0
-};
-
-// What the tiers hold; an item that is in both counts twice.
-struct TierUse {
-  uint64_t host_capacity_bytes = 0;
-  uint64_t bytes = 0;
-  uint64_t items = 0;
-  uint64_t mean_bytes() const { return items == 0 ? 0 : bytes / items; }
 };
 
 // Of a prompt: its longest stored prefix, in blocks.
@@ -71,7 +66,6 @@ class Cache {
   uint64_t DiskOnlyBytes(std::span<const BlockRun> runs) const;
   // Gives these host copies; returns how many.
   uint32_t Promote(std::span<const BlockRun> runs, int64_t now_ns);
-  TierUse Use() const;
   // Drops every copy of `block`, which is about to be saved with another size.
   void Forget(uint32_t block, int64_t now_ns);
 
@@ -84,13 +78,17 @@ class Cache {
 
   void Handle(PlacementEvent::Kind kind, uint32_t block, uint64_t bytes, int64_t now_ns);
   void Run(int64_t now_ns);
+  void GivePlaces(std::span<const BlockRun> runs);
   void Bring(uint32_t block, uint64_t bytes, int64_t now_ns);
   void ReadFromDisk(uint32_t block, uint64_t bytes, int64_t now_ns);
   void RestoreFromDisk(std::span<const BlockRun> runs, int64_t now_ns);
 
   const CacheOptions options_;
   std::unique_ptr<Placement> placement_;
-  bool learns_ = false;  // the policy is told of turns
+  bool learns_ = false;      // the policy is told of turns
+  bool first_come_ = false;  // fifo of whole sessions
+  std::vector<bool> came_;   // by block, with first_come_
+  int64_t came_count_ = 0;
   std::vector<PlacementAction> actions_;
   std::vector<uint64_t> bytes_of_;  // by block
   uint64_t disk_written_bytes_ = 0;

@@ -57,14 +57,14 @@ void QueueLookAhead::Arrived(uint32_t request) {
   for (const BlockRun& run : trace_.RunsOf(trace_.requests[request])) cache_.Expect(run, place);
 }
 
-void QueueLookAhead::MayPrefetch(uint32_t request, uint64_t place, double now_s) {
-  const TierUse use = cache_.Use();
-  if (use.items == 0 || place >= use.host_capacity_bytes / std::max<uint64_t>(1, use.mean_bytes()))
-    return;
+void QueueLookAhead::MayPrefetch(uint32_t request, double now_s) {
   if (request >= asked_.size()) asked_.resize(trace_.requests.size());
   if (asked_[request]) return;
-  const uint64_t bytes = cache_.DiskOnlyBytes(trace_.RunsOf(trace_.requests[request]));
+  uint64_t bytes = cache_.DiskOnlyBytes(trace_.RunsOf(trace_.requests[request]));
   if (bytes == 0) return;
+  if (trace_.whole_sessions) {  // what it holds, whatever room it has
+    bytes = trace_.requests[request].history_tokens * kv_bytes_per_token_;
+  }
   asked_[request] = true;
   disk_free_s_ = std::max(disk_free_s_, now_s) + static_cast<double>(bytes) / disk_bytes_per_s_;
   running_.push_back({request, disk_free_s_});

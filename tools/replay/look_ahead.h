@@ -39,11 +39,15 @@ class TraceLookAhead {
 // brought from disk one after another.
 class QueueLookAhead {
  public:
-  QueueLookAhead(const Trace& trace, double disk_bytes_per_s, Cache* cache)
-      : trace_(trace), disk_bytes_per_s_(disk_bytes_per_s), cache_(*cache) {}
+  QueueLookAhead(const Trace& trace, uint64_t kv_bytes_per_token, double disk_bytes_per_s,
+                 Cache* cache)
+      : trace_(trace),
+        kv_bytes_per_token_(kv_bytes_per_token),
+        disk_bytes_per_s_(disk_bytes_per_s),
+        cache_(*cache) {}
   void Arrived(uint32_t request);
-  // `place` counts from the head of the queue. Call for waiting jobs when time has passed.
-  void MayPrefetch(uint32_t request, uint64_t place, double now_s);
+  // Call for the waiting jobs that the host tier has room for, in order, when time has passed.
+  void MayPrefetch(uint32_t request, double now_s);
   // Prefetches whose bytes have arrived become host copies.
   void Complete(double now_s);
   // The job at the head is served and leaves the queue; call after Cache::Use.
@@ -61,6 +65,7 @@ class QueueLookAhead {
     double ready_s = 0;
   };
   const Trace& trace_;
+  const uint64_t kv_bytes_per_token_;
   const double disk_bytes_per_s_;
   Cache& cache_;
   int64_t places_ = 0;

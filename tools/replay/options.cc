@@ -133,6 +133,14 @@ absl::Status SetOverflow(Text text, Options* options) {
   return absl::OkStatus();
 }
 
+absl::Status SetSessionRoom(Text text, Options* options) {
+  if (text != "used" && text != "window") {
+    return InvalidArgument("\"{}\" is not used or window", text);
+  }
+  options->reserve_window = text == "window";
+  return absl::OkStatus();
+}
+
 absl::Status SetIdentity(Text text, Options* options) {
   if (text != "tokens" && text != "hashes") {
     return InvalidArgument("\"{}\" is not tokens or hashes", text);
@@ -165,6 +173,9 @@ constexpr OptionSpec kSpecs[] = {
      SetThink},
     {"overflow", "RULE", "sharegpt: KV of a context past its window: keep (half) or invalidate",
      SetOverflow},
+    {"session-room", "RULE",
+     "sharegpt: a stored session has room for what it has used, or for its whole window",
+     SetSessionRoom},
     {"chunk-tokens", "N", "Chunk length, a multiple of the trace's blocks; 0: those",
      [](Text v, Options* o) { return SetCount(v, 0, 1u << 20, &o->chunk_tokens); }},
     {"requests", "N", "Only the first N requests of the trace; 0: all",
@@ -214,6 +225,12 @@ constexpr OptionSpec kSpecs[] = {
        TK_ASSIGN_OR_RETURN(o->prefill_tokens_per_s, Positive(v));
        return absl::OkStatus();
      }},
+    {"decode-gb-per-s", "GB",
+     "Rate at which a decode step reads weights and KV, instead of the memory of the model's GPUs",
+     [](Text v, Options* o) -> absl::Status {
+       TK_ASSIGN_OR_RETURN(o->decode_gb_per_s, Positive(v));
+       return absl::OkStatus();
+     }},
     {"host-gb-per-s", "GB", "From host memory to the GPU",
      [](Text v, Options* o) { return SetPositive(v, &o->host_gb_per_s); }},
     {"disk-gb-per-s", "GB", "From disk",
@@ -257,6 +274,7 @@ absl::StatusOr<Model> ModelOf(const Options& options) {
   TK_ASSIGN_OR_RETURN(Model model, FindModel(options.model));
   if (options.kv_bytes_per_token) model.kv_bytes_per_token = *options.kv_bytes_per_token;
   if (options.prefill_tokens_per_s) model.prefill_tokens_per_s = *options.prefill_tokens_per_s;
+  if (options.decode_gb_per_s) model.memory_bytes_per_s = *options.decode_gb_per_s * 1e9;
   return model;
 }
 

@@ -42,6 +42,7 @@ struct Options {
   double live_ttl_s = 0;                // live: used within so many seconds; 0: to be used again
   std::optional<uint64_t> block_bytes;  // of a chunk's slot, instead of the model's
   bool write_through = false;
+  bool reserve_window = false;  // whole sessions: room for the window, not for what is used
 
   std::string policy = "lru";
   uint64_t lookahead = 0;
@@ -52,6 +53,7 @@ struct Options {
   std::string model = "llama-3-8b-h200";
   std::optional<uint64_t> kv_bytes_per_token;
   std::optional<double> prefill_tokens_per_s;
+  std::optional<double> decode_gb_per_s;
   double host_gb_per_s = 26;
   double disk_gb_per_s = 5;
   QueueRule queue = QueueRule::kNone;

@@ -96,12 +96,14 @@ absl::StatusOr<Result> Prepare(const Trace& trace, const Options& options,
       .host_bytes = result.host_bytes,
       .disk_bytes = result.disk_bytes,
       .policy = options.policy,
+      .whole_sessions = trace.whole_sessions,
       .high_watermark = options.high_watermark,
       .low_watermark = options.low_watermark,
       .write_through = options.write_through,
       .prefetch_bytes = static_cast<uint64_t>(double(result.host_bytes) * options.prefetch_share),
       .disk_bytes_per_s = options.disk_gb_per_s * 1e9};
   simulator->block_bytes = result.block_bytes;
+  simulator->reserve_window = options.reserve_window;
   simulator->host_bytes_per_s = options.host_gb_per_s * 1e9;
   simulator->disk_bytes_per_s = options.disk_gb_per_s * 1e9;
   simulator->queue = options.queue;

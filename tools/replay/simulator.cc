@@ -30,7 +30,8 @@ class Simulation {
     }
     if (options.lookahead == 0) return;
     if (options.queue == QueueRule::kGpu) {
-      queue_ahead_.emplace(trace, options.disk_bytes_per_s, cache);
+      queue_ahead_.emplace(trace, options.model.kv_bytes_per_token, options.disk_bytes_per_s,
+                           cache);
     } else if (!trace.closed_loop) {
       trace_ahead_.emplace(trace, options.lookahead, cache);
     }
@@ -153,7 +154,13 @@ class Simulation {
   void LookIntoQueue() {
     queue_ahead_->Complete(now_s_);
     const size_t window = std::min<size_t>(waiting_.size(), options_.lookahead);
-    for (size_t i = 0; i < window; ++i) queue_ahead_->MayPrefetch(waiting_[i].request, i, now_s_);
+    uint64_t free_bytes = cache_.placement().host().capacity_bytes;
+    for (size_t i = 0; i < window; ++i) {
+      const uint64_t room_bytes = RoomOf(trace_.requests[waiting_[i].request]);
+      if (room_bytes > free_bytes) return;
+      free_bytes -= room_bytes;
+      queue_ahead_->MayPrefetch(waiting_[i].request, now_s_);
+    }
   }
 
   void StartNext() {
@@ -273,13 +280,20 @@ class Simulation {
            uint64_t{request.block_count} * trace_.block_tokens > request.input_tokens;
   }
 
-  // The session's one block grows to the prompt and its answer.
+  // What of a request is stored when it has been served.
+  uint64_t RoomOf(const TraceRequest& request) const {
+    if (!trace_.whole_sessions) return request.block_count * options_.block_bytes;
+    const uint64_t tokens = options_.reserve_window
+                                ? trace_.block_tokens
+                                : uint64_t{request.input_tokens} + request.output_tokens;
+    return RoundUp(std::max<uint64_t>(1, tokens) * model_.kv_bytes_per_token, kBlockBytes);
+  }
+
+  // The session's one block grows to the prompt and its answer, or has the window from the start.
   void UseSession(const TraceRequest& request, std::span<const BlockRun> runs, uint32_t found,
                   int64_t now_ns) {
-    const uint64_t tokens = uint64_t{request.input_tokens} + request.output_tokens;
-    const uint64_t bytes = RoundUp(tokens * model_.kv_bytes_per_token, kBlockBytes);
     if (found > 0) cache_.Forget(runs[0].first, now_ns);
-    cache_.Use(runs, 0, std::max(bytes, kBlockBytes), TurnOf(request, runs), now_ns);
+    cache_.Use(runs, 0, RoomOf(request), TurnOf(request, runs), now_ns);
   }
 
   RestorePlan Plan(const TraceRequest& request, const Found& found) const {

@@ -50,6 +50,7 @@ struct SimulatorOptions {
   RequestStore* store = nullptr;  // not owned; then `cache` is not used
   Model model;
   uint64_t block_bytes = 0;        // of a slot; ignored with Trace::whole_sessions
+  bool reserve_window = false;     // Trace::whole_sessions: a session has room for its window
   double host_bytes_per_s = 26e9;  // host -> GPU; CachedAttention's PCIe Gen4 x16
   double disk_bytes_per_s = 5e9;
   QueueRule queue = QueueRule::kNone;
