@@ -1,4 +1,4 @@
-// A proxy between one TCP client and the daemon that counts, holds and changes frames.
+// A proxy between one client and the daemon that counts, holds and changes frames.
 #pragma once
 
 #include <arpa/inet.h>
@@ -6,9 +6,12 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <functional>
 #include <span>
 #include <string>
@@ -33,6 +36,9 @@ namespace turnkeep::testing {
 // connection ends; `holds` keeps all answers to PAGE_READ back until Release. `alter` sees every
 // frame before it goes on, from two threads, and may change it.
 struct FrameProxyOptions {
+  // The daemon's Unix socket: the proxy listens on one beside it, and passes descriptors of shared
+  // memory on. Empty: TCP.
+  std::string daemon_socket;
   int wanted = 1;
   int ends_after = 1 << 30;
   bool holds = false;
@@ -41,22 +47,27 @@ struct FrameProxyOptions {
 class FrameProxy {
  public:
   FrameProxy(uint16_t daemon_port, FrameProxyOptions options) : options_(std::move(options)) {
-    listener_ = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address{.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    socklen_t bytes = sizeof(address);
-    EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &bytes), 0);
-    port_ = ntohs(address.sin_port);
+    if (socket().empty()) {
+      ListenTcp();
+    } else {
+      ListenUnix();
+    }
     EXPECT_EQ(::listen(listener_.get(), 1), 0);
     up_ = std::thread([this, daemon_port] { Run(daemon_port); });
   }
   // After the client has gone.
-  ~FrameProxy() { up_.join(); }
+  ~FrameProxy() {
+    up_.join();
+    if (!socket().empty()) ::unlink(socket().c_str());
+  }
 
   uint16_t port() const { return port_; }
+  std::string socket() const {
+    return options_.daemon_socket.empty() ? "" : options_.daemon_socket + ".proxy";
+  }
   void Release() {
     absl::MutexLock lock(&mutex_);
-    options_.holds = false;
+    holds_ = false;
   }
   int in_flight() const {
     absl::MutexLock lock(&mutex_);
@@ -88,12 +99,33 @@ class FrameProxy {
   }
 
  private:
+  void ListenTcp() {
+    listener_ = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    socklen_t bytes = sizeof(address);
+    EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &bytes), 0);
+    port_ = ntohs(address.sin_port);
+  }
+  void ListenUnix() {
+    listener_ = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+    const std::string path = socket();
+    ASSERT_LT(path.size(), sizeof(address.sun_path));
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+
   void Run(uint16_t daemon_port) {
     client_ = UniqueFd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    const bool tcp = socket().empty();
     const int on = 1;
-    EXPECT_EQ(::setsockopt(client_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
-    auto daemon = ConnectLoopback({.host = "127.0.0.1", .port = daemon_port},
-                                  absl::Now() + absl::Seconds(10));
+    if (tcp) {
+      EXPECT_EQ(::setsockopt(client_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
+    }
+    auto daemon = tcp ? ConnectLoopback({.host = "127.0.0.1", .port = daemon_port}, deadline)
+                      : ConnectUnix(options_.daemon_socket, deadline);
     ASSERT_TRUE(daemon.ok()) << daemon.status();
     daemon_ = *std::move(daemon);
     std::thread down([this] {
@@ -105,25 +137,62 @@ class FrameProxy {
     down.join();
   }
 
-  static bool ReadAll(int fd, std::byte* to, size_t bytes) {
+  static constexpr size_t kMaxFds = 64;
+
+  // Descriptors that come with the bytes are added to `fds`.
+  static bool ReadAll(int fd, std::byte* to, size_t bytes, std::vector<UniqueFd>& fds) {
     while (bytes > 0) {
       pollfd ready{.fd = fd, .events = POLLIN, .revents = 0};
       if (::poll(&ready, 1, -1) < 0) return false;
-      const ssize_t got = ::recv(fd, to, bytes, 0);
+      alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
+      iovec io{.iov_base = to, .iov_len = bytes};
+      msghdr message{};
+      message.msg_iov = &io;
+      message.msg_iovlen = 1;
+      message.msg_control = control;
+      message.msg_controllen = sizeof(control);
+      const ssize_t got = ::recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
       if (got == 0 || (got < 0 && errno != EAGAIN)) return false;
       if (got < 0) continue;
+      for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+        for (size_t at = 0; at + CMSG_LEN(0) < c->cmsg_len; at += sizeof(int)) {
+          int received = -1;
+          std::memcpy(&received, CMSG_DATA(c) + at, sizeof(int));
+          fds.emplace_back(received);
+        }
+      }
       to += got;
       bytes -= static_cast<size_t>(got);
     }
     return true;
   }
-  static bool WriteAll(int fd, const std::byte* from, size_t bytes) {
+  // The descriptors go with the first byte.
+  static bool WriteAll(int fd, const std::byte* from, size_t bytes, std::vector<UniqueFd>& fds) {
     while (bytes > 0) {
       pollfd ready{.fd = fd, .events = POLLOUT, .revents = 0};
       if (::poll(&ready, 1, -1) < 0) return false;
-      const ssize_t sent = ::send(fd, from, bytes, MSG_NOSIGNAL);
+      alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))] = {};
+      iovec io{.iov_base = const_cast<std::byte*>(from), .iov_len = bytes};
+      msghdr message{};
+      message.msg_iov = &io;
+      message.msg_iovlen = 1;
+      if (!fds.empty()) {
+        message.msg_control = control;
+        message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
+        cmsghdr* const c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+        for (size_t i = 0; i < fds.size(); ++i) {
+          const int passed = fds[i].get();
+          std::memcpy(CMSG_DATA(c) + i * sizeof(int), &passed, sizeof(int));
+        }
+      }
+      const ssize_t sent = ::sendmsg(fd, &message, MSG_NOSIGNAL);
       if (sent < 0 && errno != EAGAIN) return false;
       if (sent < 0) continue;
+      fds.clear();
       from += sent;
       bytes -= static_cast<size_t>(sent);
     }
@@ -132,16 +201,17 @@ class FrameProxy {
 
   void Pass(int from, int to, bool replies) {
     std::vector<std::byte> frame(wire::kFrameHeaderBytes);
-    while (ReadAll(from, frame.data(), wire::kFrameHeaderBytes)) {
+    std::vector<UniqueFd> fds;
+    while (ReadAll(from, frame.data(), wire::kFrameHeaderBytes, fds)) {
       wire::FrameHeader header;
       std::array<std::byte, wire::kFrameHeaderBytes> head;
       std::copy_n(frame.begin(), head.size(), head.begin());
       ASSERT_TRUE(wire::DecodeFrameHeader(head, kMaxFrameBytes, &header).ok());
       frame.resize(wire::FrameBytes(header.payload_bytes, header.raw_bytes));
-      if (!ReadAll(from, frame.data() + head.size(), frame.size() - head.size())) return;
+      if (!ReadAll(from, frame.data() + head.size(), frame.size() - head.size(), fds)) return;
       if (header.type == wire::PAGE_READ && !Count(replies)) return;
       if (options_.alter) options_.alter(header, frame);
-      if (!WriteAll(to, frame.data(), frame.size())) return;
+      if (!WriteAll(to, frame.data(), frame.size(), fds)) return;
       frame.resize(wire::kFrameHeaderBytes);
     }
   }
@@ -156,8 +226,7 @@ class FrameProxy {
     const auto enough = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return most_in_flight_ >= options_.wanted;
     };
-    const auto released = [this]()
-                              ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !options_.holds; };
+    const auto released = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !holds_; };
     if (answers_ == 0) mutex_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(5));
     mutex_.AwaitWithTimeout(absl::Condition(&released), absl::Seconds(10));
     --in_flight_;
@@ -167,7 +236,8 @@ class FrameProxy {
   uint16_t port_ = 0;
   UniqueFd listener_, client_, daemon_;
   mutable absl::Mutex mutex_;
-  FrameProxyOptions options_ ABSL_GUARDED_BY(mutex_);
+  const FrameProxyOptions options_;
+  bool holds_ ABSL_GUARDED_BY(mutex_) = options_.holds;
   int in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
   int most_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
   int answers_ ABSL_GUARDED_BY(mutex_) = 0;

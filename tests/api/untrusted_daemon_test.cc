@@ -1,5 +1,6 @@
 // What a client believes of what it is told: pages and headers that do not match their digests, and
 // plans whose numbers cannot be, are found out by the client itself, whoever has changed them.
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,20 +40,33 @@ class UntrustedDaemon : public ::testing::Test {
     ticket_.reset();
     client_.reset();
   }
-  // A client to whom everything comes through `alter`, and what it gets for a restore.
-  absl::Status Begin(Alter alter, uint32_t wait_for_layers = 4) {
+  // A client to whom everything comes through `alter`.
+  absl::Status Connect(Alter alter, bool shared_memory) {
     ticket_.reset();
     client_.reset();
-    proxy_ = std::make_unique<FrameProxy>(daemon_.server().tcp_port(),
-                                          FrameProxyOptions{.alter = std::move(alter)});
-    ClientOptions options = daemon_.TcpOptions();
-    options.tcp_address = "127.0.0.1:" + std::to_string(proxy_->port());
+    proxy_.reset();
+    const std::string socket = shared_memory ? daemon_.socket_path() : "";
+    proxy_ = std::make_unique<FrameProxy>(
+        daemon_.server().tcp_port(),
+        FrameProxyOptions{.daemon_socket = socket, .alter = std::move(alter)});
+    ClientOptions options = shared_memory ? daemon_.UnixOptions() : daemon_.TcpOptions();
+    if (shared_memory) {
+      options.socket_path = proxy_->socket();
+    } else {
+      options.tcp_address = "127.0.0.1:" + std::to_string(proxy_->port());
+    }
     options.reconnect = false;
     auto client = Client::Connect(options);
     EXPECT_TRUE(client.ok()) << client.status();
     if (!client.ok()) return client.status();
     client_ = *std::move(client);
     EXPECT_TRUE(client_->RegisterLayout(pattern_.layout()).ok());
+    return absl::OkStatus();
+  }
+  // And what it gets for a restore.
+  absl::Status Begin(Alter alter, uint32_t wait_for_layers = 4, bool shared_memory = false) {
+    if (const absl::Status status = Connect(std::move(alter), shared_memory); !status.ok())
+      return status;
     auto begun = client_->BeginRestore({.session = "s", .layout = pattern_.fingerprint()});
     if (!begun.ok()) return begun.status();
     ticket_ = *std::move(begun);
@@ -77,6 +91,16 @@ class UntrustedDaemon : public ::testing::Test {
       auto entry = wire::EntryAt<wire::RestoreEntry>(raw, 1);
       change(entry);
       std::memcpy(raw.data() + sizeof(entry), &entry, sizeof(entry));
+    });
+  }
+
+  // As ChangeEntry, of the first chunk of a save.
+  static Alter ChangeSaveEntry(std::function<void(wire::SaveEntry& entry)> change) {
+    return ChangeRaw(wire::BEGIN_SAVE, [=](std::span<std::byte> raw) {
+      ASSERT_GE(raw.size(), sizeof(wire::SaveEntry));
+      auto entry = wire::EntryAt<wire::SaveEntry>(raw, 0);
+      change(entry);
+      std::memcpy(raw.data(), &entry, sizeof(entry));
     });
   }
 
@@ -183,6 +207,75 @@ TEST_F(UntrustedDaemon, ALayerThatWasNotWaitedForIsNotRead) {
   EXPECT_TRUE(absl::IsFailedPrecondition(ticket_->VerifyPage(0, 3)));
   EXPECT_TRUE(ticket_->Page(0, 1).empty());
   EXPECT_EQ(ticket_->token_count(), context_.size());
+}
+
+// What the plan says is mapped is looked for in the segments that were granted, and nowhere else.
+TEST_F(UntrustedDaemon, ASlotOutsideItsSegmentIsNotMapped) {
+  std::atomic<uint64_t> segment_bytes = 0;
+  const auto learn = [&](const wire::FrameHeader& header, std::vector<std::byte>& frame) {
+    if (header.type != wire::SEGMENT_GRANT) return;
+    wire::SegmentGrants grants;
+    ASSERT_TRUE(grants.ParseFromString(FrameProxy::PayloadOf(header, frame)));
+    segment_bytes = grants.grants(0).segment_bytes();
+  };
+  ASSERT_TRUE(Begin(learn, 4, /*shared_memory=*/true).ok());
+  ASSERT_GT(segment_bytes, 0u);
+  EXPECT_TRUE(Read(1, 0).ok()) << "the proxy passes segments on";
+  EXPECT_FALSE(ticket_->Page(1, 0).empty());
+  const struct {
+    const char* what;
+    std::function<void(uint32_t& segment, uint64_t& slot_offset)> change;
+  } cases[] = {
+      {"past all numbers", [](auto&, auto& offset) { offset = UINT64_MAX; }},
+      {"wraps around", [](auto&, auto& offset) { offset = UINT64_MAX - 4 * kKiB; }},
+      {"ends past the segment", [&](auto&, auto& offset) { offset = segment_bytes - 4 * kKiB; }},
+      {"another segment", [](auto& segment, auto&) { segment += 1000; }},
+  };
+  const KvContext more = ContextOf(4, 64 * 2);
+  for (const auto& one : cases) {
+    SCOPED_TRACE(one.what);
+    const absl::Status restore =
+        Begin(ChangeEntry([&](auto& entry) { one.change(entry.segment, entry.slot_offset); }), 4,
+              /*shared_memory=*/true);
+    EXPECT_TRUE(absl::IsInternal(restore)) << restore;
+    ASSERT_TRUE(
+        Connect(ChangeSaveEntry([&](auto& entry) { one.change(entry.segment, entry.slot_offset); }),
+                /*shared_memory=*/true)
+            .ok());
+    const auto save = BeginSaveOf(*client_, pattern_, {.session = "more", .context = &more});
+    EXPECT_TRUE(absl::IsInternal(save.status())) << save.status();
+  }
+}
+
+TEST_F(UntrustedDaemon, ASegmentThatIsNotWhatWasAnnouncedEndsTheConnection) {
+  const struct {
+    const char* what;
+    const char* message;
+    std::function<void(wire::SegmentGrants&)> change;
+  } cases[] = {
+      {"longer than its file", "were announced",
+       [](auto& grants) {
+         grants.mutable_grants(0)->set_segment_bytes(grants.grants(0).segment_bytes() + 4 * kKiB);
+       }},
+      {"of no bytes", "0 were announced",
+       [](auto& grants) { grants.mutable_grants(0)->set_segment_bytes(0); }},
+      {"without its descriptor", "descriptors",
+       [](auto& grants) { *grants.add_grants() = grants.grants(0); }},
+  };
+  for (const auto& one : cases) {
+    SCOPED_TRACE(one.what);
+    const absl::Status begun = Begin(
+        [&](const wire::FrameHeader& header, std::vector<std::byte>& frame) {
+          if (header.type != wire::SEGMENT_GRANT) return;
+          wire::SegmentGrants grants;
+          ASSERT_TRUE(grants.ParseFromString(FrameProxy::PayloadOf(header, frame)));
+          one.change(grants);
+          FrameProxy::Replace(header, grants.SerializeAsString(), {}, frame);
+        },
+        4, /*shared_memory=*/true);
+    EXPECT_TRUE(absl::IsUnavailable(begun)) << begun;
+    EXPECT_THAT(MessageOf(begun), ::testing::HasSubstr(one.message));
+  }
 }
 
 // Over shared memory others write, too: an engine that has a mapping and writes where it must not.
