@@ -32,6 +32,24 @@ TEST(ReplayGenerator, HasThePublishedStatistics) {
   EXPECT_NEAR(trace.requests.back().time_s, 20'000, 600);
 }
 
+TEST(ReplayGenerator, ThinkTimesHaveTheDistributionThatIsAskedFor) {
+  const auto quantile = [](const char* think, double share) {
+    Options options;
+    EXPECT_TRUE(SetOption("think", think, &options).ok()) << think;
+    options.generator.sessions = 4000;
+    std::vector<double> times;
+    for (const TraceRequest& request : GenerateConversations(options.generator).requests) {
+      times.push_back(request.think_s);
+    }
+    std::sort(times.begin(), times.end());
+    return times[static_cast<size_t>(share * static_cast<double>(times.size()))];
+  };
+  EXPECT_EQ(quantile("fixed:43", 0.1), 43);
+  EXPECT_NEAR(quantile("exponential:60", 0.5), 60 * 0.693, 2);
+  EXPECT_NEAR(quantile("lognormal:43:0.55", 0.5), 43, 1.5);
+  EXPECT_NEAR(quantile("lognormal:43:0.55", 0.9), 87, 3);
+}
+
 TEST(ReplayGenerator, ContextsStayInTheirWindowAndOverflowInvalidatesWhereAsked) {
   GeneratorOptions options = {.sessions = 2000, .window_tokens = 2048};
   const Trace kept = GenerateConversations(options);

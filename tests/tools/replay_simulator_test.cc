@@ -438,7 +438,8 @@ TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
       {"host-live-share", "2"},  {"kv-bytes-per-token", "0"},
       {"prefetch", "1.5"},       {"read-buffer-gib", "-1"},
       {"starts", "users:0"},     {"live-ttl", "0"},
-      {"session-room", "half"},  {"decode-gb-per-s", "0"}};
+      {"session-room", "half"},  {"decode-gb-per-s", "0"},
+      {"think", "lognormal:43"}, {"think", "weekly:1"}};
   for (const auto& [name, value] : bad) {
     Options options;
     const auto status = SetOption(name, value, &options);

@@ -38,6 +38,17 @@ class Draw {
   std::mt19937_64 random_;
 };
 
+double ThinkSeconds(const ThinkTime& think, Draw* draw) {
+  switch (think.kind) {
+    case ThinkTime::Kind::kFixed:
+      return think.mean_s;
+    case ThinkTime::Kind::kLognormal:
+      return think.mean_s * std::exp(think.sigma * draw->Normal());
+    default:
+      return draw->Exponential(think.mean_s);
+  }
+}
+
 // What one session's context is, turn by turn.
 class Context {
  public:
@@ -91,9 +102,7 @@ Trace GenerateConversations(const GeneratorOptions& options) {
       request.time_s = start_s;
       request.session = session;
       request.turn = turn;
-      request.think_s = options.think.kind == ThinkTime::Kind::kFixed
-                            ? options.think.mean_s
-                            : draw.Exponential(options.think.mean_s);
+      request.think_s = ThinkSeconds(options.think, &draw);
       const double tokens = kTurnTokensMedian * factor * std::exp(kTurnSigma * draw.Normal());
       context.Turn(static_cast<uint32_t>(std::min(tokens, 1e6)), &request);
       // What became invalid is another block, which nobody has; the old one ages away.

@@ -25,9 +25,10 @@
 namespace turnkeep::replay {
 
 struct ThinkTime {
-  enum class Kind : uint8_t { kExponential, kFixed };
+  enum class Kind : uint8_t { kExponential, kFixed, kLognormal };
   Kind kind = Kind::kExponential;
-  double mean_s = 60;
+  double mean_s = 60;  // kLognormal: the median
+  double sigma = 0;    // kLognormal: of the logarithm
 };
 
 struct GeneratorOptions {

@@ -113,14 +113,20 @@ absl::Status SetPrefetch(Text text, Options* options) {
 }
 
 absl::Status SetThink(Text text, Options* options) {
-  const size_t colon = text.find(':');
-  const std::string kind = text.substr(0, colon);
-  if (colon == std::string::npos || (kind != "exponential" && kind != "fixed")) {
-    return InvalidArgument("\"{}\" is not exponential:SECONDS or fixed:SECONDS", text);
-  }
+  const auto parts = Split(text, ':');
   ThinkTime think;
-  think.kind = kind == "fixed" ? ThinkTime::Kind::kFixed : ThinkTime::Kind::kExponential;
-  TK_ASSIGN_OR_RETURN(think.mean_s, ParseNonNegative(text.substr(colon + 1), "seconds"));
+  if (parts.size() == 2 && parts[0] == "exponential") {
+    think.kind = ThinkTime::Kind::kExponential;
+  } else if (parts.size() == 2 && parts[0] == "fixed") {
+    think.kind = ThinkTime::Kind::kFixed;
+  } else if (parts.size() == 3 && parts[0] == "lognormal") {
+    think.kind = ThinkTime::Kind::kLognormal;
+    TK_ASSIGN_OR_RETURN(think.sigma, ParseNonNegative(parts[2], "sigma"));
+  } else {
+    return InvalidArgument(
+        "\"{}\" is not exponential:SECONDS, fixed:SECONDS or lognormal:SECONDS:SIGMA", text);
+  }
+  TK_ASSIGN_OR_RETURN(think.mean_s, ParseNonNegative(parts[1], "seconds"));
   options->generator.think = think;
   return absl::OkStatus();
 }
@@ -169,7 +175,9 @@ constexpr OptionSpec kSpecs[] = {
      [](Text v, Options* o) { return SetCount(v, 1, 10'000'000u, &o->generator.sessions); }},
     {"session-rate", "N", "sharegpt: conversations that begin in a second",
      [](Text v, Options* o) { return SetPositive(v, &o->generator.sessions_per_s); }},
-    {"think", "KIND:S", "sharegpt: from an answer to the next turn, exponential:MEAN or fixed:S",
+    {"think", "KIND:S",
+     "sharegpt: from an answer to the next turn, exponential:MEAN, fixed:S or "
+     "lognormal:MEDIAN:SIGMA",
      SetThink},
     {"overflow", "RULE", "sharegpt: KV of a context past its window: keep (half) or invalidate",
      SetOverflow},
