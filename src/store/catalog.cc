@@ -66,7 +66,7 @@ ChunkIndex Catalog::FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t 
   return index;
 }
 
-void Catalog::EraseIfUnneeded(ChunkIndex index) {
+void Catalog::EraseIfUnneeded(ChunkIndex index, const std::function<void(ChunkIndex)>& erased) {
   while (index != kNoChunk) {
     ChunkEntry& entry = entries_[index];
     TK_CHECK(entry.in_use);
@@ -79,6 +79,7 @@ void Catalog::EraseIfUnneeded(ChunkIndex index) {
     ids_.erase(index);
     entry.in_use = false;
     free_.push_back(index);
+    erased(index);
     index = parent;
   }
 }

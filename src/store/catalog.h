@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -106,8 +107,8 @@ class Catalog {
   ChunkIndex FindOrCreate(const ChunkId& id, ChunkIndex parent, uint16_t tenant, uint16_t layout,
                           uint32_t token_count);
   // Erases the entry if nothing needs it any more (no references, no data, no children),
-  // and then its parents likewise. Calls `erased` for none of them: they hold nothing.
-  void EraseIfUnneeded(ChunkIndex index);
+  // and then its parents likewise. Calls `erased` for each: its index will be another chunk's.
+  void EraseIfUnneeded(ChunkIndex index, const std::function<void(ChunkIndex)>& erased);
 
   // One past the largest index in use; visit with in_use.
   ChunkIndex end() const { return entries_.size(); }

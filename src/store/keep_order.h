@@ -30,6 +30,7 @@ class KeepOrder final : public EvictionPolicy {
   void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) override;
   void Touch(ChunkIndex chunk, int64_t now_ns) override;
   void Remove(ChunkIndex chunk) override;
+  void Forget(ChunkIndex chunk) override { policy_->Forget(chunk); }
   void Expect(ChunkIndex chunk, int64_t next_use) override { policy_->Expect(chunk, next_use); }
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override {
     if (turn.is_use && links_.Contains(chunk)) links_.MoveToNewest(ListOf(keep(chunk)), chunk);

@@ -92,7 +92,17 @@ void NextUsePolicy::Remove(ChunkIndex chunk) {
   Unlink(states_[chunk].use_class, chunk);
 }
 
+// What was observed of it ends here: neither used nor unused later.
+void NextUsePolicy::Forget(ChunkIndex chunk) {
+  TK_CHECK(!links_.Contains(chunk));
+  if (chunk >= states_.size()) return;
+  State& state = states_[chunk];
+  if (state.below != kNotBelow) LeaveBelow(chunk, state);
+  state = State{};
+}
+
 void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) {
+  if (turn.next != kNoChunk) At(turn.next);
   State& state = At(chunk);
   const bool later = now_ns != state.last_use_ns;
   if (turn.is_use) {

@@ -42,6 +42,7 @@ class NextUsePolicy final : public EvictionPolicy {
   void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) override;
   void Touch(ChunkIndex chunk, int64_t now_ns) override;
   void Remove(ChunkIndex chunk) override;
+  void Forget(ChunkIndex chunk) override;
   void NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now_ns) override;
   void SetBelow(ChunkIndex chunk, bool below) override;
   ChunkIndex FindNearest(const std::function<bool(ChunkIndex)>& accept, uint32_t limit,

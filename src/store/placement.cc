@@ -134,6 +134,12 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
       disk_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       Retry(event.chunk);
       break;
+    case Kind::kForgotten:
+      TK_CHECK(!Has(event.chunk, kInHost) && !Has(event.chunk, kOnDisk));
+      At(event.chunk).flags &= static_cast<uint8_t>(~kTried);
+      host_policy_->Forget(event.chunk);
+      disk_policy_->Forget(event.chunk);
+      break;
     case Kind::kHostSpaceNeeded: {
       const uint64_t staying = host_.used_bytes - host_.leaving_bytes;
       ShrinkHost(staying - std::min(staying, event.bytes), event.bytes, Reason::kSpace, actions);

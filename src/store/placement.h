@@ -78,6 +78,7 @@ struct PlacementEvent {
     kPrefetchFailed,   // a kPrefetch did not end in kHostFilled; its slot is unreserved already
     kDiskReadsBegin,   // a restore begins to read from disk
     kDiskReadsEnd,     // … and has ended
+    kForgotten,        // the index of `chunk`, which has no copy, will mean another one
     kTick,             // only time has passed
   };
   Kind kind;

@@ -56,6 +56,11 @@ void S3FifoPolicy::Remove(ChunkIndex chunk) {
   state.ghost_until = state.in_main ? 0 : ++left_small_ + main_.count;
 }
 
+void S3FifoPolicy::Forget(ChunkIndex chunk) {
+  TK_CHECK(!links_.Contains(chunk));
+  if (chunk < states_.size()) states_[chunk] = State{};
+}
+
 ChunkIndex S3FifoPolicy::FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) {
   uint32_t refused = 0;
   // Every round shows a chunk, moves one to main or takes one of at most three uses.

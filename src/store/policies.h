@@ -40,6 +40,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) override;
   void Touch(ChunkIndex chunk, int64_t now_ns) override;
   void Remove(ChunkIndex chunk) override;
+  void Forget(ChunkIndex chunk) override;
   ChunkIndex FindVictim(const std::function<bool(ChunkIndex)>& accept, uint32_t limit) override;
 
  private:

@@ -68,6 +68,9 @@ class EvictionPolicy {
   virtual void Insert(ChunkIndex chunk, uint64_t bytes, int64_t now_ns) = 0;
   virtual void Touch(ChunkIndex chunk, int64_t now_ns) = 0;
   virtual void Remove(ChunkIndex chunk) = 0;
+  // The index of a chunk that is no member will mean another one: nothing is concluded for that
+  // from what this one did.
+  virtual void Forget(ChunkIndex /*chunk*/) {}
 
   // The soonest known use of a chunk, member or not: a time, or a place in the queue; what orders
   // them is one or the other for all chunks. kNoExpectedUse takes it back. Ignored by policies that

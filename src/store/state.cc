@@ -305,7 +305,9 @@ void StoreState::Forget(ChunkIndex chunk) {
     Notify(Kind::kDiskLost, chunk);
     GiveUpDiskCopy(chunk);
   }
-  catalog.EraseIfUnneeded(chunk);
+  catalog.EraseIfUnneeded(chunk, [this](ChunkIndex erased) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    Notify(Kind::kForgotten, erased);
+  });
 }
 
 void StoreState::ForgottenLog::Add(uint64_t key, const Forgotten& what) {

@@ -84,7 +84,11 @@ TEST_P(EveryPolicy, RandomCallsKeepItsMembersAndRepeat) {
             policy->Touch(chunk, now);
             break;
           case 5:
-            if (members.erase(chunk) == 1) policy->Remove(chunk);
+            if (members.erase(chunk) == 1) {
+              policy->Remove(chunk);
+            } else {
+              policy->Forget(chunk);
+            }
             break;
           case 6:
             policy->Expect(
@@ -343,6 +347,51 @@ TEST(Policy, NextUseDoesNotTakeASharedBeginningForOneThatIsLeft) {
   for (const ChunkIndex c : {200u, 201u}) UsePrompt(policy, {0, c}, now += kSecond);
   for (const ChunkIndex c : {50u, 200u}) policy.Insert(c, 1, now);
   EXPECT_THAT(Drain(policy), ElementsAre(50, 200));
+}
+
+// Indices are used again: what is known is of a chunk, not of its index.
+TEST(Policy, AForgottenIndexIsAChunkOfWhichNothingIsKnown) {
+  auto s3_fifo = *MakePolicy("s3_fifo");
+  const auto evict = [&] {
+    const ChunkIndex victim = s3_fifo->FindVictim([](ChunkIndex) { return true; }, 10);
+    s3_fifo->Remove(victim);
+    return victim;
+  };
+  for (ChunkIndex c = 0; c < 8; ++c) {
+    s3_fifo->Insert(c, 1, 1);
+    if (c >= 4) continue;
+    s3_fifo->Touch(c, 2);
+    s3_fifo->Touch(c, 3);
+  }
+  ASSERT_EQ(evict(), 4u);
+  ASSERT_EQ(evict(), 5u);
+  s3_fifo->Forget(4);
+  for (const ChunkIndex c : {4u, 5u}) s3_fifo->Insert(c, 1, 4);
+  EXPECT_EQ(evict(), 6u);
+  EXPECT_EQ(evict(), 7u);
+  EXPECT_EQ(evict(), 4u) << "5 has come back, and stays";
+
+  NextUsePolicy next_use;
+  int64_t now = kSecond;
+  for (ChunkIndex c = 0; c < 100; ++c) next_use.Insert(c, 1, now);
+  for (int round = 0; round < 100; ++round) {
+    now += 5 * kSecond;
+    for (ChunkIndex c = 0; c < 50; ++c) {
+      next_use.Touch(c, now);
+      next_use.NoteTurn(c, {.stop = StopReason::kToolUse}, now);
+    }
+  }
+  next_use.Remove(7);
+  next_use.SetBelow(7, true);
+  next_use.Forget(7);
+  EXPECT_EQ(next_use.FindNearest([](ChunkIndex) { return true; }, 10, now), kNoChunk);
+  now += 1000 * kSecond;
+  for (const ChunkIndex c : {7u, 200u}) next_use.Insert(c, 1, now);
+  const auto none = [](ChunkIndex) { return false; };
+  EXPECT_EQ(next_use.FindVictim(none, 1), kNoChunk);  // values all classes
+  EXPECT_GT(next_use.Worth(200), 0);
+  EXPECT_EQ(next_use.Worth(7), next_use.Worth(200));
+  next_use.Forget(100'000);  // never seen
 }
 
 // To who does not learn from turns the use that they tell of is one like any other.

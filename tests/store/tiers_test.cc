@@ -261,6 +261,39 @@ TEST_F(TiersTest, TheWriteBudgetBoundsDemotion) {
   EXPECT_LT(restorable, 15u * 64 * 32);
 }
 
+// A dropped session's chunks leave their numbers to others, and not what the policy knew of them:
+// s3_fifo would take a new chunk for one that has come back, and keep it through a scan.
+TEST_F(TiersTest, ANewChunkHasNothingOfTheOneThatWasDroppedBefore) {
+  StoreOptions options = SmallStoreOptions("", &clock_);
+  options.policy = "s3_fifo";
+  options.host_bytes = 2 * kMiB;  // 30 chunks and their headers
+  options.host_segment_bytes = 2 * kMiB;
+  Open(options);
+  const KvPattern pattern = Register(BlockLayout());
+  const auto name = [](int i) { return "s" + std::to_string(i); };
+  const auto save = [&](int i) {
+    clock_.AdvanceSeconds(1);
+    return Save(pattern, name(i), ContextOf(i, 64));
+  };
+  int last = 0;
+  for (; last < 10; ++last) {
+    ASSERT_TRUE(save(last));
+    for (int use = 0; use < 3; ++use) Restore(pattern, name(last), ContextOf(last, 64));
+  }
+  // Until the tenth session, the first that was used once only, has gone.
+  const auto missing = [&](int i) { return kv().StatSession(name(i))->restorable_tokens == 0; };
+  do {
+    ASSERT_LT(last, 100);
+    ASSERT_TRUE(save(last++));
+  } while (!missing(10));
+  ASSERT_FALSE(missing(0));
+  ASSERT_TRUE(kv().DropSession(name(10)).ok());
+  const int next = last;
+  for (; last < next + 60; ++last) ASSERT_TRUE(save(last));
+  EXPECT_FALSE(missing(0));
+  EXPECT_TRUE(missing(next));
+}
+
 TEST_F(TiersTest, SessionsAreBoundedAndThoseThatAreThereGoOn) {
   StoreOptions options = SmallStoreOptions(directory_.path() + "/data", &clock_);
   options.max_sessions = 2;
