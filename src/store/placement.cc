@@ -134,12 +134,6 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
       disk_policy_->NoteTurn(event.chunk, event.turn, event.now_ns);
       Retry(event.chunk);
       break;
-    case Kind::kForgotten:
-      TK_CHECK(!Has(event.chunk, kInHost) && !Has(event.chunk, kOnDisk));
-      At(event.chunk).flags &= static_cast<uint8_t>(~kTried);
-      host_policy_->Forget(event.chunk);
-      disk_policy_->Forget(event.chunk);
-      break;
     case Kind::kHostSpaceNeeded: {
       const uint64_t staying = host_.used_bytes - host_.leaving_bytes;
       ShrinkHost(staying - std::min(staying, event.bytes), event.bytes, Reason::kSpace, actions);
@@ -165,6 +159,13 @@ void Placement::Decide(const PlacementEvent& event, std::vector<PlacementAction>
   if (event.kind == Kind::kTick || event.kind == Kind::kDiskReadsEnd || prefetch_ended) {
     PumpPredicted(event.now_ns, actions);
   }
+}
+
+void Placement::Forget(ChunkIndex chunk) {
+  TK_CHECK(!Has(chunk, kInHost) && !Has(chunk, kOnDisk));
+  At(chunk).flags &= static_cast<uint8_t>(~kTried);
+  host_policy_->Forget(chunk);
+  disk_policy_->Forget(chunk);
 }
 
 void Placement::Touched(ChunkIndex chunk, const PlacementEvent& event) {
@@ -196,6 +197,8 @@ void Placement::HandleCounts(const PlacementEvent& event) {
   using Kind = PlacementEvent::Kind;
   State& state = At(event.chunk);
   switch (event.kind) {
+    case Kind::kForgotten:
+      return Forget(event.chunk);
     case Kind::kHostPinned:
       return Add(state.host_pins);
     case Kind::kHostUnpinned:

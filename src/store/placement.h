@@ -200,6 +200,7 @@ class Placement {
 
   void Decide(const PlacementEvent& event, std::vector<PlacementAction>* actions);
   void Annotate(int64_t now_ns, PlacementAction* action) const;
+  void Forget(ChunkIndex chunk);
   void Touched(ChunkIndex chunk, const PlacementEvent& event);
   void HandleCounts(const PlacementEvent& event);
   void DiskFound(const PlacementEvent& event);
