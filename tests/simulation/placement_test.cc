@@ -324,7 +324,11 @@ class Simulation {
   }
 
   void EndTurn(ChunkIndex index) {
-    const TurnInfo turn = {.stop = static_cast<StopReason>(index % kStopReasons)};
+    // Now and then through another chunk, on to one that nobody may have spoken of before.
+    const TurnInfo turn = {
+        .stop = static_cast<StopReason>(index % kStopReasons),
+        .is_use = random_() % 2 == 0,
+        .next = random_() % 2 == 0 ? kNoChunk : static_cast<ChunkIndex>(random_() % kChunks)};
     Send({.kind = Kind::kTurnEnded, .chunk = index, .turn = turn});
     Send({.kind = Kind::kTick});
   }
@@ -364,6 +368,8 @@ class Simulation {
       Send({.kind = Kind::kDiskLost, .chunk = index});
       ForgetDropSoon(chunk);
     }
+    if (!chunk.in_host && !chunk.on_disk && !chunk.writing && !chunk.prefetching)
+      Send({.kind = Kind::kForgotten, .chunk = index});
   }
 
   bool Check() {

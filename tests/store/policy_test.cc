@@ -93,10 +93,13 @@ TEST_P(EveryPolicy, RandomCallsKeepItsMembersAndRepeat) {
           case 6:
             policy->Expect(
                 chunk, random() % 3 == 0 ? kNoExpectedUse : static_cast<int64_t>(random() % 1000));
-            policy->NoteTurn(chunk,
-                             {.stop = static_cast<StopReason>(random() % kStopReasons),
-                              .number = static_cast<uint32_t>(random() % 12)},
-                             now);
+            policy->NoteTurn(
+                chunk,
+                {.stop = static_cast<StopReason>(random() % kStopReasons),
+                 .number = static_cast<uint32_t>(random() % 12),
+                 .is_use = random() % 2 == 0,
+                 .next = random() % 2 == 0 ? kNoChunk : static_cast<ChunkIndex>(random() % 5000)},
+                now);
             break;
           default: {
             const ChunkIndex victim =
