@@ -324,11 +324,8 @@ class Simulation {
   }
 
   void EndTurn(ChunkIndex index) {
-    // Now and then through another chunk, on to one that nobody may have spoken of before.
-    const TurnInfo turn = {
-        .stop = static_cast<StopReason>(index % kStopReasons),
-        .is_use = random_() % 2 == 0,
-        .next = random_() % 2 == 0 ? kNoChunk : static_cast<ChunkIndex>(random_() % kChunks)};
+    const TurnInfo turn = {.stop = static_cast<StopReason>(index % kStopReasons),
+                           .next = index / 2};
     Send({.kind = Kind::kTurnEnded, .chunk = index, .turn = turn});
     Send({.kind = Kind::kTick});
   }
@@ -368,8 +365,8 @@ class Simulation {
       Send({.kind = Kind::kDiskLost, .chunk = index});
       ForgetDropSoon(chunk);
     }
-    if (!chunk.in_host && !chunk.on_disk && !chunk.writing && !chunk.prefetching)
-      Send({.kind = Kind::kForgotten, .chunk = index});
+    const bool used = chunk.in_host || chunk.on_disk || chunk.writing || chunk.prefetching;
+    if (!used) Send({.kind = Kind::kForgotten, .chunk = index});
   }
 
   bool Check() {
@@ -397,11 +394,8 @@ class Simulation {
   std::vector<ChunkIndex> writing_;
   std::vector<ChunkIndex> prefetching_;
   std::vector<std::string> log_;
-  uint64_t host_bytes_ = 0;
-  uint64_t disk_bytes_ = 0;
-  uint64_t evictions_ = 0;
-  uint64_t writes_ = 0;
-  uint64_t prefetches_ = 0;
+  uint64_t host_bytes_ = 0, disk_bytes_ = 0;
+  uint64_t evictions_ = 0, writes_ = 0, prefetches_ = 0;
   int readers_ = 0;
   int64_t now_ns_ = 0;
 };
