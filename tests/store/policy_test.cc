@@ -370,6 +370,19 @@ TEST(Policy, NextUseLearnsThatWhatATurnWentBackFromIsNotUsedAgain) {
   EXPECT_LT(left, policy.Worth(22));
 }
 
+// Twenty prompts of one chunk come back every five seconds, one of 10,000 came back once only.
+TEST(Policy, NextUseDoesNotCountALongPromptAsManyTurns) {
+  NextUsePolicy policy;
+  std::vector<ChunkIndex> longest;
+  for (ChunkIndex c = 1000; c < 11'000; ++c) longest.push_back(c);
+  int64_t now = kSecond;
+  for (int round = 0; round < 50; ++round, now += 5 * kSecond) {
+    for (ChunkIndex c = 0; c < 20; ++c) UsePrompt(policy, {c}, now);
+    if (round == 40 || round == 41) UsePrompt(policy, longest, now);
+  }
+  EXPECT_GT(policy.UseProbability({}, 5, 1, 10), 0.8);
+}
+
 TEST(Policy, NextUseDoesNotTakeASharedBeginningForOneThatIsLeft) {
   NextUsePolicy policy;
   int64_t now = kSecond;
