@@ -89,7 +89,10 @@ uint32_t NextUsePolicy::ClassOf(const State& state) const {
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
-  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 4);
+  if (chunk >= states_.size()) {
+    states_.reserve(chunk + 1 + chunk / 4);  // resize alone would take twice what there was
+    states_.resize(chunk + 1 + chunk / 4);
+  }
   return states_[chunk];
 }
 
