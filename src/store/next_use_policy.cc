@@ -1,7 +1,6 @@
 #include "store/next_use_policy.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -14,9 +13,10 @@ namespace {
 constexpr uint64_t kMaxSamples = 1 << 16;
 // Experience halves after so many samples.
 constexpr uint64_t kHalfLife = 1 << 19;
+constexpr uint64_t kLongContextTokens = 2048;
+constexpr uint64_t kVeryLongContextTokens = 16384;
 constexpr double kGapSeconds = 15;  // and four times as long, and sixteen times
-// Values are made again after 1, 2, 4, … and then every so many decisions, ratios after as many
-// samples too, since what is used now is classed by them for as long as it is not used again.
+// Values are made again after 1, 2, 4, … and then every so many decisions.
 constexpr uint32_t kRefreshEvery = 4096;
 
 uint32_t HashOf(ChunkIndex chunk) {
@@ -25,24 +25,9 @@ uint32_t HashOf(ChunkIndex chunk) {
   return x * 2246822519u;
 }
 
-// 0 below `first`, 1 below the next step, ...; at most `most`. Every step is 2^`bits` times as
-// long.
-uint32_t LevelOf(uint64_t tokens, uint64_t first, uint32_t bits, uint32_t most) {
-  uint32_t level = 0;
-  for (; level < most && tokens >= first; first <<= bits) ++level;
-  return level;
-}
-
 }  // namespace
 
-NextUsePolicy::NextUsePolicy() : classes_of_(kCells, kNoClass) {
-  for (uint32_t c = 0; c < kTailClass; ++c) {
-    const auto ratio = [](uint32_t score) {
-      return std::exp2((static_cast<float>(score) - kEvenScore) / 2);
-    };
-    hazards_.SetPrior(c, 0, ratio(c / kScores));
-    hazards_.SetPrior(c, 1, ratio(c % kScores));
-  }
+NextUsePolicy::NextUsePolicy() {
   heads_.fill(kNoChunk);
   head_values_.fill(std::numeric_limits<float>::infinity());
   // A node whose classes are all empty must be won by one of them: another's worth may change
@@ -53,18 +38,17 @@ NextUsePolicy::NextUsePolicy() : classes_of_(kCells, kNoClass) {
   }
 }
 
-uint32_t NextUsePolicy::TurnCellOf(const TurnInfo& turn) {
-  if (turn.tail) return kTurnCells;
-  static constexpr uint8_t kTurnLevels[] = {0, 0, 1, 2, 3, 4, 4, 4};
-  const uint32_t number = turn.number < 8 ? kTurnLevels[turn.number] : kTurns - 1;
-  const auto known = [](uint64_t tokens) { return tokens != TurnInfo::kUnknownTokens; };
-  const uint32_t fresh =
-      known(turn.new_tokens) ? 1 + LevelOf(turn.new_tokens, 256, 2, kNews - 2) : 0;
-  const uint32_t context =
-      turn.context_tokens > 0 ? 1 + LevelOf(turn.context_tokens, 512, 1, kContexts - 2) : 0;
-  const uint32_t answer =
-      known(turn.answer_tokens) ? 1 + LevelOf(turn.answer_tokens, 16, 2, kAnswers - 2) : 0;
-  return (((number * kNews + fresh) * kContexts + context) * kAnswers + answer) * kStopReasons +
+uint32_t NextUsePolicy::TurnClassOf(const TurnInfo& turn) {
+  if (turn.tail) return kTurnClasses;
+  const uint32_t number = turn.number <= 1 ? 0 : turn.number <= 4 ? 1 : 2;
+  const bool known = turn.new_tokens != TurnInfo::kUnknownTokens;
+  const uint32_t share = !known || turn.new_tokens > turn.context_tokens / 2 ? 0
+                         : turn.new_tokens > turn.context_tokens / 8         ? 1
+                                                                             : 2;
+  const uint32_t context = turn.context_tokens < kLongContextTokens       ? 0
+                           : turn.context_tokens < kVeryLongContextTokens ? 1
+                                                                          : 2;
+  return ((number * kShares + share) * kContexts + context) * kStopReasons +
          static_cast<uint32_t>(turn.stop);
 }
 
@@ -72,20 +56,10 @@ uint32_t NextUsePolicy::GapOf(double gap_s) {
   return gap_s < kGapSeconds ? 1 : gap_s < 4 * kGapSeconds ? 2 : gap_s < 16 * kGapSeconds ? 3 : 4;
 }
 
-uint32_t NextUsePolicy::ScoresOf(uint32_t cell) const {
-  uint32_t scores = 0;
-  for (const UseRatios& ratios : ratios_) {
-    const float level = std::round(2 * std::log2(ratios.Ratio(cell))) + kEvenScore;
-    scores = scores * kScores + static_cast<uint32_t>(std::clamp(level, 0.f, kScores - 1.f));
-  }
-  return scores;
-}
-
-uint32_t NextUsePolicy::ClassOf(const State& state) const {
+uint32_t NextUsePolicy::ClassOf(const State& state) {
   if (state.left > 0) return kLeftClass + state.left - 1;
-  if (state.turn_cell == kTurnCells) return kTailClass;
-  const uint16_t known = classes_of_[CellOf(state)];
-  return known != kNoClass ? known : ScoresOf(CellOf(state));
+  return state.turn_class == kTurnClasses ? kTailClass
+                                          : state.gap * kTurnClasses + state.turn_class;
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
@@ -134,27 +108,25 @@ void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now
   if (turn.next != kNoChunk) At(turn.next);
   State& state = At(chunk);
   const bool later = now_ns != state.last_use_ns;
-  const bool chosen = Choose(chunk, turn.next);
   if (turn.is_use) {
     const bool same_turn = turn.goes_on && state.running;
     // Who never tells of ends has its uses counted from one to the next.
     const bool runs = turn.running && ends_are_told_;
-    if (later && !same_turn) Observe(chunk, state, now_ns, /*sample=*/chosen && !runs);
+    if (later && !same_turn) Observe(chunk, state, now_ns, /*sample=*/!runs);
     state.running = runs;
   } else {
-    if (later) Restart(chunk, state, now_ns, chosen);
+    if (later) Restart(chunk, state, now_ns);
     state.running = false;
     ends_are_told_ = true;
   }
   if (turn.next != kNoChunk) GoOn(state, turn.next, now_ns);
-  state.turn_cell = static_cast<uint16_t>(TurnCellOf(turn));
+  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
   SetClass(chunk, state);
   if (later && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
 void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
   const uint32_t use_class = ClassOf(state);
-  if (use_class < kTailClass) classes_of_[CellOf(state)] = static_cast<uint16_t>(use_class);
   if (use_class != state.use_class && links_.Contains(chunk)) {
     Unlink(state.use_class, chunk);
     Push(use_class, chunk);
@@ -174,7 +146,7 @@ void NextUsePolicy::GoOn(State& state, ChunkIndex next, int64_t now_ns) {
   if (before == next || before == kNoChunk || state.forks == kMaxForks) return;
   const State& other = states_[before];
   // A tail is always replaced.
-  if (other.last_use_ns >= now_ns || other.turn_cell == kTurnCells) return;
+  if (other.last_use_ns >= now_ns || other.turn_class == kTurnClasses) return;
   LeaveBehind(before, ++state.forks);
 }
 
@@ -192,15 +164,7 @@ void NextUsePolicy::LeaveBehind(ChunkIndex first, uint8_t fork) {
 
 // ---- learning --------------------------------------------------------------------
 
-bool NextUsePolicy::Choose(ChunkIndex chunk, ChunkIndex next) {
-  told_count_ = next != kNoChunk && next == told_ ? told_count_ + 1 : 1;
-  told_ = chunk;
-  return std::has_single_bit(told_count_);
-}
-
-bool NextUsePolicy::Sampled(ChunkIndex chunk) const {
-  return states_[chunk].sampled && HashOf(chunk) <= sample_threshold_;
-}
+bool NextUsePolicy::Sampled(ChunkIndex chunk) const { return HashOf(chunk) < sample_threshold_; }
 
 void NextUsePolicy::Use(ChunkIndex chunk, State& state, int64_t now_ns) {
   Observe(chunk, state, now_ns, /*sample=*/true);
@@ -219,37 +183,26 @@ void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool
   AdvanceTo(now_ns);
   if (state.last_use_ns != kNever) {
     const double gap_s = static_cast<double>(now_ns - state.last_use_ns) * 1e-9;
-    if (Sampled(chunk) && !state.running) {
-      const uint32_t age = UseHazards::AgeOf(gap_s);
-      hazards_.Used(state.use_class, age);
-      if (state.use_class < kTailClass) ratios_[hazards_.PhaseOf(age)].Used(CellOf(state));
-    }
+    if (Sampled(chunk) && !state.running) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
     state.gap = static_cast<uint8_t>(GapOf(gap_s));
   }
   state.last_use_ns = now_ns;
   state.left = 0;
-  state.sampled = sample;
-  if (Sampled(chunk)) TakeSample(chunk, now_ns);
+  if (sample && Sampled(chunk)) TakeSample(chunk, now_ns);
 }
 
 // The turn that used it has ended: what was observed since its use says nothing of the time to the
 // next, which begins now.
-void NextUsePolicy::Restart(ChunkIndex chunk, State& state, int64_t now_ns, bool sample) {
+void NextUsePolicy::Restart(ChunkIndex chunk, State& state, int64_t now_ns) {
   AdvanceTo(now_ns);
   state.last_use_ns = now_ns;
-  state.sampled = sample;
   if (Sampled(chunk)) TakeSample(chunk, now_ns);
 }
 
 void NextUsePolicy::TakeSample(ChunkIndex chunk, int64_t now_ns) {
   samples_[0].push_back({chunk, now_ns});
   ++sample_count_;
-  ++sampled_;
-  if (std::has_single_bit(sampled_) || sampled_ % kRefreshEvery == 0) FitRatios();
-  if (sampled_ % kHalfLife == 0) {
-    hazards_.Fade();
-    for (UseRatios& ratios : ratios_) ratios.Fade();
-  }
+  if (++sampled_ % kHalfLife == 0) hazards_.Fade();
   if (sample_count_ > kMaxSamples) ThinSamples();
 }
 
@@ -269,10 +222,6 @@ void NextUsePolicy::AdvanceSamples() {
         continue;
       }
       hazards_.Reached(state.use_class, age);
-      if (state.use_class < kTailClass) {
-        const auto hazard = static_cast<float>(hazards_.HazardOfAll(age));
-        ratios_[hazards_.PhaseOf(age)].Expected(CellOf(state), hazard);
-      }
       if (age + 1 < kAges) {
         samples_[age + 1].push_back(sample);
       } else {
@@ -304,7 +253,7 @@ void NextUsePolicy::ThinSamples() {
 double NextUsePolicy::UseProbability(const TurnInfo& turn, double gap_s, double age_s,
                                      double horizon_s) const {
   State state;
-  state.turn_cell = static_cast<uint16_t>(TurnCellOf(turn));
+  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
   state.gap = static_cast<uint8_t>(gap_s > 0 ? GapOf(gap_s) : 0);
   return hazards_.Probability(ClassOf(state), age_s, horizon_s);
 }
@@ -364,17 +313,11 @@ void NextUsePolicy::RefreshHeads() {
 
 // ---- deciding --------------------------------------------------------------------
 
-void NextUsePolicy::FitRatios() {
-  hazards_.Settle();
-  for (UseRatios& ratios : ratios_) ratios.Fit();
-  std::fill(classes_of_.begin(), classes_of_.end(), kNoClass);
-}
-
 void NextUsePolicy::RefreshValues() {
   values_.resize(kClasses);
   ++values_made_;
   heads_ns_ = kNever;
-  FitRatios();
+  hazards_.Settle();
   for (uint32_t c = 0; c < kClasses; ++c) hazards_.Values(c, &values_[c]);
 }
 

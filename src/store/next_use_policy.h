@@ -1,14 +1,12 @@
 // next_use: evicts what gives the fewest uses for the time that it is expected to stay, learned
 // online.
 //
-// What is known of a chunk's last use, how the turn ended, its number in the session, how long its
-// context was, how much of that was new, how long its answer was, and how long before that the
-// chunk had been used, gives it two scores: how much likelier than others it is to be used soon,
-// and later (use_ratios.h). Chunks of about the same scores are in one class. Tails, which the next
-// turn replaces, are a class of their own, and so is what a turn has left behind that went back
-// into the prompt before it and on from there. For every class the policy learns, of a sample of
-// the chunks, how often a chunk that has not been used for a given age is used in the next stretch
-// of time (use_hazards.h); old experience fades.
+// Chunks are in classes by what is known of their last use: how the turn ended, its number in the
+// session, how long its context was and how much of that was new, and how long before that the
+// chunk had been used. Tails, which the next turn replaces, are a class of their own, and so is
+// what a turn has left behind that went back into the prompt before it and on from there. For every
+// class the policy learns, of a sample of the chunks, how often a chunk that has not been used for
+// a given age is used in the next stretch of time (use_hazards.h); old experience fades.
 //
 // A chunk of age a in class c is worth the best rate of uses that keeping it can give,
 // max over horizons t of P(use before t | a) / E[min(time to use, t) | a], the index of a stopping
@@ -16,12 +14,10 @@
 // least worth goes. A newcomer of a class that is worth less than all that is kept is the
 // first to go itself, so that what is used once passes through without doing harm.
 //
-// Chunks that one turn used share their fate: of each turn only the first, second, fourth, eighth,
-// ... from the last are observed, so that a long prompt does not count as much as many short ones.
-// Of these, those of a hash below a threshold that falls as they become many (Waldspurger et al.
-// 2015), so that memory and work are bounded however long chunks live. Chunks that left the tier go
-// on being observed as long as their index means the same chunk, so that what is learned does not
-// depend on what was kept. 32 bytes a chunk.
+// Samples are taken by chunk, those of a hash below a threshold that falls as they become many
+// (Waldspurger et al. 2015), so that memory and work are bounded however long chunks
+// live. Chunks that left the tier go on being observed as long as their index means the same
+// chunk, so that what is learned does not depend on what was kept. 32 bytes a chunk.
 //
 // Thread-compatible.
 #pragma once
@@ -36,7 +32,6 @@
 #include "store/chunk_list.h"
 #include "store/policy.h"
 #include "store/use_hazards.h"
-#include "store/use_ratios.h"
 
 namespace turnkeep {
 
@@ -61,21 +56,13 @@ class NextUsePolicy final : public EvictionPolicy {
   double UseProbability(const TurnInfo& turn, double gap_s, double age_s, double horizon_s) const;
 
  private:
-  // Factors of the scores, and their levels.
-  static constexpr uint8_t kGaps = 5;      // none, below 15 s, a minute, four minutes, longer
-  static constexpr uint8_t kTurns = 6;     // first or not known, 2, 3, 4, 5 to 7, later
-  static constexpr uint8_t kNews = 7;      // not known, then powers of four from 256
-  static constexpr uint8_t kContexts = 9;  // not known, then powers of two from 512
-  static constexpr uint8_t kAnswers = 6;   // not known, then powers of four from 16
-  static constexpr UseRatios::Levels kLevels = {kGaps,     kTurns,   kNews,
-                                                kContexts, kAnswers, kStopReasons};
-  static constexpr uint32_t kTurnCells = kTurns * kNews * kContexts * kAnswers * kStopReasons;
-  static constexpr uint32_t kCells = kGaps * kTurnCells;
-  // Classes: by the score of each phase, a level for every factor of sqrt(2); the tails; what was
-  // left behind.
-  static constexpr uint32_t kScores = 16;
-  static constexpr uint32_t kEvenScore = 12;  // as likely as others
-  static constexpr uint32_t kTailClass = kScores * kScores;
+  // Classes: by the turn and by the chunk's last gap, and the tails.
+  static constexpr uint32_t kTurns = 3;   // first or not known, to the fourth, later
+  static constexpr uint32_t kShares = 3;  // new tokens: more than half or not known, than 1/8, less
+  static constexpr uint32_t kContexts = 3;  // below 2 Ki tokens or not known, below 16 Ki, longer
+  static constexpr uint32_t kTurnClasses = kTurns * kShares * kContexts * kStopReasons;
+  static constexpr uint32_t kGaps = 5;  // none, below 15 s, a minute, four minutes, longer
+  static constexpr uint32_t kTailClass = kTurnClasses * kGaps;
   static constexpr uint32_t kLeftClass = kTailClass + 1;  // at a first fork; then at a second
   static constexpr uint8_t kMaxForks = 2;                 // that leave something behind
   static constexpr uint32_t kClasses = kLeftClass + kMaxForks;
@@ -83,19 +70,17 @@ class NextUsePolicy final : public EvictionPolicy {
 
   struct State {
     int64_t last_use_ns = kNever;
-    uint16_t turn_cell = 0;  // kTurnCells: a tail
+    uint16_t turn_class = 0;  // kTurnClasses: a tail
     uint16_t use_class = 0;
     uint16_t below = kNotBelow;  // its bucket of below_
     uint8_t gap = 0;
-    bool sampled = false;        // its next use is observed, if its hash is
-    ChunkIndex next = kNoChunk;  // that the last turn through this one went on to, if it was told
     bool running = false;        // a turn uses it, and its end will be told
+    ChunkIndex next = kNoChunk;  // that the last turn through this one went on to, if it was told
     uint8_t forks = 0;  // turns that went on to another than the one before, at most kMaxForks
     uint8_t left = 0;   // since its last use left behind, at a fork of this number
   };
   static_assert(sizeof(State) == 24);
   static constexpr uint16_t kNotBelow = 0xFFFF;
-  static constexpr uint16_t kNoClass = 0xFFFF;
   static constexpr uint32_t kBuckets = kClasses * kAges;  // by class and age
   static_assert(kBuckets < kNotBelow);
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::min();
@@ -104,25 +89,21 @@ class NextUsePolicy final : public EvictionPolicy {
     int64_t time_ns;
   };
 
-  static uint32_t TurnCellOf(const TurnInfo& turn);
-  static uint32_t CellOf(const State& state) { return state.gap * kTurnCells + state.turn_cell; }
+  static uint32_t TurnClassOf(const TurnInfo& turn);
   static uint32_t GapOf(double gap_s);
-  uint32_t ScoresOf(uint32_t cell) const;
-  uint32_t ClassOf(const State& state) const;
+  static uint32_t ClassOf(const State& state);
   void SetClass(ChunkIndex chunk, State& state);
   State& At(ChunkIndex chunk);
   void Use(ChunkIndex chunk, State& state, int64_t now_ns);
   void GoOn(State& state, ChunkIndex next, int64_t now_ns);
   void LeaveBehind(ChunkIndex first, uint8_t fork);
-  bool Choose(ChunkIndex chunk, ChunkIndex next);
   void Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample);
-  void Restart(ChunkIndex chunk, State& state, int64_t now_ns, bool sample);
+  void Restart(ChunkIndex chunk, State& state, int64_t now_ns);
   void AdvanceTo(int64_t now_ns);
   bool Sampled(ChunkIndex chunk) const;
   void TakeSample(ChunkIndex chunk, int64_t now_ns);
   void AdvanceSamples();
   void ThinSamples();
-  void FitRatios();
   void RefreshValues();
   void RefreshHeads();
   uint16_t BucketOf(const State& state) const;
@@ -146,15 +127,11 @@ class NextUsePolicy final : public EvictionPolicy {
   int64_t now_ns_ = 0;
   bool ends_are_told_ = false;  // of a turn, once
 
-  std::array<UseRatios, UseHazards::kPhases> ratios_{UseRatios(kLevels), UseRatios(kLevels)};
-  std::vector<uint16_t> classes_of_;  // by cell, as far as asked for since the ratios were fitted
   UseHazards hazards_{kClasses, /*apart_count=*/1 + kMaxForks};
   // By the age that its samples have reached last; oldest first.
   std::array<std::deque<Sample>, kAges> samples_;
   uint64_t sample_count_ = 0;
-  uint32_t sample_threshold_ = 0xFFFFFFFFu;  // of the hash
-  ChunkIndex told_ = kNoChunk;               // by NoteTurn last
-  uint32_t told_count_ = 0;                  // of that turn, one after another
+  uint32_t sample_threshold_ = 0xFFFFFFFFu / 4;  // of the hash
   uint64_t sampled_ = 0;
 
   std::vector<std::array<float, kAges>> values_;  // uses a second, by class and age

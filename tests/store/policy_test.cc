@@ -237,37 +237,9 @@ TEST(Policy, NextUseLearnsFromStopReasons) {
       policy.NoteTurn(due.front().second, {.stop = StopReason::kEndTurn}, now);
       due.erase(due.begin());
     }
-    policy.FindVictim([](ChunkIndex) { return false; }, 1);
   }
   EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 0, 1, 10), 0.8);
   EXPECT_LT(policy.UseProbability({StopReason::kEndTurn}, 0, 1, 10), 0.1);
-}
-
-// Of a conversation's later turns most are followed, of first turns few, and of long answers to
-// those none: what was never seen together is judged by its parts.
-TEST(Policy, NextUseJudgesATurnByAllThatIsKnownOfIt) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  std::vector<std::pair<int64_t, ChunkIndex>> due;
-  for (ChunkIndex c = 0; c < 20'000; ++c) {
-    now += kSecond / 10;
-    const bool late = c % 2 == 0;
-    const bool brief = c % 4 < 2;
-    if (late && !brief) continue;
-    policy.NoteTurn(c, {.number = late ? 4u : 1u, .answer_tokens = brief ? 50u : 800u}, now);
-    if (late || (brief && c % 8 == 1)) due.emplace_back(now + 5 * kSecond, c);
-    for (; !due.empty() && due.front().first <= now; due.erase(due.begin())) {
-      policy.NoteTurn(due.front().second, {.number = 9, .is_use = true}, now);
-    }
-    policy.FindVictim([](ChunkIndex) { return false; }, 1);
-  }
-  const auto soon = [&](uint32_t number, uint64_t answer) {
-    return policy.UseProbability({.number = number, .answer_tokens = answer}, 0, 1, 10);
-  };
-  EXPECT_GT(soon(4, 50), 0.8);
-  EXPECT_NEAR(soon(1, 50), 0.5, 0.2);
-  EXPECT_LT(soon(1, 800), 0.1);
-  EXPECT_LT(soon(4, 800), 0.6 * soon(4, 50));
 }
 
 // The age counts from the end of the turn, whose length says nothing of the time to the next use.
@@ -319,15 +291,14 @@ TEST(Policy, NextUseLearnsNothingFromATurnWhoseEndIsNotTold) {
   policy.Insert(5000, 1, now);
   policy.NoteTurn(5000, {.stop = StopReason::kEndTurn}, now);  // ends are told in general
   for (ChunkIndex c = 0; c < 1000; ++c) policy.Insert(c, 1, now);
-  double after_first = 0;  // which ends what was observed since they were inserted
+  const double before = policy.UseProbability({}, 5, 1, 10);
   for (int turn = 0; turn < 100; ++turn) {
     now += 5 * kSecond;
     for (ChunkIndex c = 0; c < 1000; ++c) {
       policy.NoteTurn(c, {.is_use = true, .running = true}, now);
     }
-    if (turn == 0) after_first = policy.UseProbability({}, 5, 1, 10);
   }
-  EXPECT_NEAR(policy.UseProbability({}, 5, 1, 10), after_first, 0.01);
+  EXPECT_NEAR(policy.UseProbability({}, 5, 1, 10), before, 0.05);
 }
 
 // A turn uses `prompt`, as it is told: from the last chunk to the first.
@@ -367,20 +338,7 @@ TEST(Policy, NextUseLearnsThatWhatATurnWentBackFromIsNotUsedAgain) {
   EXPECT_LT(2 * left, policy.Worth(11));
   // Used again after all it is left no more.
   UsePrompt(policy, {20, 21, 22, 23}, now + kSecond);
-  EXPECT_LT(left, policy.Worth(22));
-}
-
-// Twenty prompts of one chunk come back every five seconds, one of 10,000 came back once only.
-TEST(Policy, NextUseDoesNotCountALongPromptAsManyTurns) {
-  NextUsePolicy policy;
-  std::vector<ChunkIndex> longest;
-  for (ChunkIndex c = 1000; c < 11'000; ++c) longest.push_back(c);
-  int64_t now = kSecond;
-  for (int round = 0; round < 50; ++round, now += 5 * kSecond) {
-    for (ChunkIndex c = 0; c < 20; ++c) UsePrompt(policy, {c}, now);
-    if (round == 40 || round == 41) UsePrompt(policy, longest, now);
-  }
-  EXPECT_GT(policy.UseProbability({}, 5, 1, 10), 0.8);
+  EXPECT_LT(2 * left, policy.Worth(22));
 }
 
 TEST(Policy, NextUseDoesNotTakeASharedBeginningForOneThatIsLeft) {
