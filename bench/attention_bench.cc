@@ -193,15 +193,17 @@ struct Round {
 struct FloorShare {
   double floor_us = 0;
   RatioInterval share;
+  double most = 0;  // the speed-up over this contender, planning included, of one on the floor
 };
 FloorShare ShareOfFloor(const Contender& contender, const Ceilings& ceilings, uint64_t bytes,
                         double operations) {
-  std::vector<double> floors, shares;
+  std::vector<double> floors, shares, most;
   for (size_t i = 0; i < contender.us.size(); ++i) {
     floors.push_back(ceilings.FloorUs(contender.sample[i], bytes, operations));
     shares.push_back(floors.back() / contender.us[i]);
+    most.push_back((contender.us[i] + contender.planning_us[i]) / floors.back());
   }
-  return {Median(std::move(floors)), IntervalOf(std::move(shares))};
+  return {Median(std::move(floors)), IntervalOf(std::move(shares)), Median(std::move(most))};
 }
 
 // Ratios within a round, which other work on the machine disturbs alike.
@@ -278,7 +280,7 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(const AttentionBenchOptio
   for (Contender& contender : contenders) MeasureChanges(c.forest(), contender);
   const uint64_t bytes = c.forest().UniqueTokens() * token_bytes * 2;
   const double operations = AttentionOperations(c.forest(), shape);
-  const double most = 1 / ShareOfFloor(contenders[0], ceilings, bytes, operations).share.median;
+  const double most = ShareOfFloor(contenders[0], ceilings, bytes, operations).most;
   std::vector<AttentionRow> rows;
   for (size_t i = 0; i < names.size(); ++i) {
     if (std::find(options.planners.begin(), options.planners.end(), names[i]) ==

@@ -193,9 +193,11 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(CudaTiming& cuda, const C
     if (std::find(options.planners.begin(), options.planners.end(), names[i]) ==
         options.planners.end())
       continue;
+    const double us = Median(contenders[i].us);
+    const double share = floor_us / us;
     rows.push_back({.shape = spec.shape,
                     .planner = names[i],
-                    .us = Median(contenders[i].us),
+                    .us = us,
                     .planning_us = Median(contenders[i].planning_us),
                     .speedup = total(contenders[0]) / total(contenders[i]),
                     .speedup_low = total(contenders[0]) / total(contenders[i]),
@@ -203,9 +205,9 @@ absl::StatusOr<std::vector<AttentionRow>> MeasureShape(CudaTiming& cuda, const C
                     .rounds = options.rounds,
                     .bytes_unique = bytes,
                     .floor_us = floor_us,
-                    .share = floor_us / Median(contenders[i].us),
-                    .share_low = floor_us / Median(contenders[i].us),
-                    .share_high = floor_us / Median(contenders[i].us),
+                    .share = share,
+                    .share_low = share,
+                    .share_high = share,
                     .error = contenders[i].error,
                     .traffic_bound = spec.traffic_bound,
                     .machine_bound = total(contenders[0]) / floor_us});

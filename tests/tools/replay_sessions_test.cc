@@ -13,6 +13,17 @@
 namespace turnkeep::replay {
 namespace {
 
+// A queue before one server, and a host tier for all.
+Options OfConversations(uint32_t sessions) {
+  Options options;
+  options.trace = "sharegpt";
+  options.model = "llama-13b";
+  options.generator.sessions = sessions;
+  options.queue = QueueRule::kGpu;
+  options.host_gib = 1e5;
+  return options;
+}
+
 TEST(ReplayGenerator, HasThePublishedStatistics) {
   const Trace trace = GenerateConversations({.sessions = 20'000, .window_tokens = 1u << 30});
   std::vector<uint64_t> turns(trace.session_count);
@@ -67,12 +78,7 @@ TEST(ReplayGenerator, ContextsStayInTheirWindowAndOverflowInvalidatesWhereAsked)
 }
 
 TEST(ReplayGenerator, TurnsFollowOneAnotherAndWholeSessionsAreHits) {
-  Options options;
-  options.trace = "sharegpt";
-  options.model = "llama-13b";
-  options.generator.sessions = 300;
-  options.queue = QueueRule::kGpu;
-  options.host_gib = 1e5;
+  const Options options = OfConversations(300);
   const auto trace = LoadTrace(options);
   ASSERT_TRUE(trace.ok()) << trace.status();
   const auto result = Replay(*trace, options, nullptr);
@@ -117,12 +123,7 @@ TEST(ReplaySimulator, FifoOfWholeSessionsGoesByWhoCameFirst) {
 }
 
 TEST(ReplaySimulator, ASessionHasRoomForItsWindowWhereAsked) {
-  Options options;
-  options.trace = "sharegpt";
-  options.model = "llama-13b";
-  options.generator.sessions = 50;
-  options.queue = QueueRule::kGpu;
-  options.host_gib = 1e5;
+  Options options = OfConversations(50);
   const auto used_bytes = [&](const char* rule) {
     EXPECT_TRUE(SetOption("session-room", rule, &options).ok());
     const auto trace = LoadTrace(options);
@@ -167,12 +168,8 @@ TEST(ReplaySimulator, APrefetchReadsWhatASessionHoldsNotItsRoom) {
 
 // Sessions differ in size, and nothing is read for which the jobs before leave no room.
 TEST(ReplaySimulator, WhatIsPrefetchedForTheQueueStaysUntilItsJob) {
-  Options options;
-  options.trace = "sharegpt";
-  options.model = "llama-13b";
+  Options options = OfConversations(600);
   options.policy = "look_ahead";
-  options.generator.sessions = 600;
-  options.queue = QueueRule::kGpu;
   options.lookahead = 100'000;
   options.host_gib = 40;
   options.disk_gib = 1e4;
