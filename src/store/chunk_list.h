@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "store/chunk_array.h"
 #include "store/policy.h"
 
 namespace turnkeep {
@@ -24,8 +25,7 @@ class ChunkLinks {
   }
   // `chunk` is in no list.
   void PushNewest(List& list, ChunkIndex chunk) {
-    if (chunk >= links_.size()) links_.resize(chunk + 1 + chunk / 2);
-    links_[chunk] = {.newer = kNoChunk, .older = list.newest};
+    AtChunk(links_, chunk) = {.newer = kNoChunk, .older = list.newest};
     if (list.newest != kNoChunk) links_[list.newest].newer = chunk;
     list.newest = chunk;
     if (list.oldest == kNoChunk) list.oldest = chunk;

@@ -1,6 +1,7 @@
 #include "store/keep_order.h"
 
 #include "core/check.h"
+#include "store/chunk_array.h"
 
 namespace turnkeep {
 
@@ -26,8 +27,7 @@ void KeepOrder::SetKeep(ChunkIndex chunk, int8_t to, uint64_t member_bytes, int6
   TK_CHECK(to >= kDropSoonKeep && to <= kMaxRetainPriority);
   if (keep(chunk) == to) return;
   if (member_bytes > 0) Remove(chunk);
-  if (chunk >= keep_.size()) keep_.resize(chunk + 1 + chunk / 2, kPolicyKeep);
-  keep_[chunk] = to;
+  AtChunk(keep_, chunk, kPolicyKeep) = to;
   if (member_bytes > 0) Insert(chunk, member_bytes, now_ns);
 }
 

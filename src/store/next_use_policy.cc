@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "store/chunk_array.h"
 
 namespace turnkeep {
 
@@ -62,13 +63,7 @@ uint32_t NextUsePolicy::ClassOf(const State& state) {
                                           : state.gap * kTurnClasses + state.turn_class;
 }
 
-NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) {
-  if (chunk >= states_.size()) {
-    states_.reserve(chunk + 1 + chunk / 4);  // resize alone would take twice what there was
-    states_.resize(chunk + 1 + chunk / 4);
-  }
-  return states_[chunk];
-}
+NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) { return AtChunk(states_, chunk); }
 
 double NextUsePolicy::AgeSeconds(const State& state) const {
   return static_cast<double>(now_ns_ - state.last_use_ns) * 1e-9;

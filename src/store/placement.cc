@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/units.h"
+#include "store/chunk_array.h"
 
 namespace turnkeep {
 
@@ -41,8 +42,7 @@ Placement::Placement(const PlacementOptions& options, std::unique_ptr<EvictionPo
 
 Placement::State& Placement::At(ChunkIndex chunk) {
   TK_CHECK(chunk != kNoChunk);
-  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 2);
-  return states_[chunk];
+  return AtChunk(states_, chunk);
 }
 
 uint64_t Placement::BytesOf(ChunkIndex chunk) const { return states_[chunk].blocks * kBlockBytes; }

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/status.h"
+#include "store/chunk_array.h"
 #include "store/next_use_policy.h"
 
 namespace turnkeep {
@@ -38,8 +39,7 @@ ChunkIndex ListPolicy::FindVictim(const std::function<bool(ChunkIndex)>& accept,
 
 void S3FifoPolicy::Insert(ChunkIndex chunk, uint64_t, int64_t) {
   TK_CHECK(!links_.Contains(chunk));
-  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 2);
-  State& state = states_[chunk];
+  State& state = AtChunk(states_, chunk);
   state.uses = 0;
   state.in_main = state.ghost_until > left_small_;
   links_.PushNewest(state.in_main ? main_ : small_, chunk);
@@ -92,10 +92,7 @@ ChunkIndex S3FifoPolicy::FindVictim(const std::function<bool(ChunkIndex)>& accep
 
 // ---- heap ------------------------------------------------------------------------
 
-ChunkHeap::Entry& ChunkHeap::At(ChunkIndex chunk) {
-  if (chunk >= entries_.size()) entries_.resize(chunk + 1 + chunk / 2);
-  return entries_[chunk];
-}
+ChunkHeap::Entry& ChunkHeap::At(ChunkIndex chunk) { return AtChunk(entries_, chunk); }
 
 bool ChunkHeap::Before(ChunkIndex a, ChunkIndex b) const {
   const Entry& left = entries_[a];
@@ -215,8 +212,7 @@ void GdsfPolicy::SetPriority(ChunkIndex chunk) {
 
 void GdsfPolicy::Insert(ChunkIndex chunk, uint64_t bytes, int64_t) {
   TK_CHECK(!heap_.Contains(chunk));
-  if (chunk >= states_.size()) states_.resize(chunk + 1 + chunk / 2);
-  states_[chunk] = {.uses = 1, .bytes = static_cast<float>(bytes)};
+  AtChunk(states_, chunk) = {.uses = 1, .bytes = static_cast<float>(bytes)};
   SetPriority(chunk);
   heap_.Add(chunk);
 }
