@@ -115,15 +115,19 @@ absl::Status ConnectionTickets::CheckNewTicket(uint64_t ticket) const {
 }
 
 template <typename Result>
-std::function<void(Result)> ConnectionTickets::Begun(uint64_t ticket,
+std::function<void(Result)> ConnectionTickets::Begun(uint64_t ticket, const Wanted& wanted,
                                                      std::shared_ptr<Responder> responder,
                                                      Finish<Result> finish) {
   return [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
-          responder = std::move(responder), finish](Result result) {
-    const auto answer = [self, ticket, responder, finish](Result begun) {
-      if (const auto connection = self.lock()) {
-        (connection->tickets().*finish)(ticket, responder, std::move(begun));
+          wanted = std::weak_ptr(wanted), responder = std::move(responder), finish](Result result) {
+    const auto answer = [self, ticket, wanted, responder, finish](Result begun) {
+      const auto connection = self.lock();
+      if (!connection) return;
+      if (wanted.expired()) {  // released meanwhile; the operation ends here
+        return responder->Error(Unavailable("{}: ticket {} was released",
+                                            wire::TypeName(responder->header().type), ticket));
       }
+      (connection->tickets().*finish)(ticket, responder, std::move(begun));
     };
     // Most begin at once, inside the call: answered without another turn of the loop.
     if (gate->OnServerThread()) return answer(std::move(result));
@@ -146,12 +150,12 @@ absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
   auto job = std::make_shared<Job>();
   TK_RETURN_IF_ERROR(wire::FromWire(message, frame.raw(), &job->prompt, &job->request));
   const uint64_t ticket = message.ticket();
-  saves_[ticket];
+  const Wanted& wanted = saves_[ticket].wanted;
   ++connection_.context().totals().tickets;
   responder->ArmDeadline(responder);
   ServerContext& context = connection_.context();
   const TenantNumber tenant = connection_.tenant().number;
-  auto done = Begun(ticket, responder, &ConnectionTickets::FinishBeginSave);
+  auto done = Begun(ticket, wanted, responder, &ConnectionTickets::FinishBeginSave);
   if (job->request.prompt.token_count() <= kInlineTokens) {
     context.store().BeginSave(tenant, job->request, std::move(done));
     return absl::OkStatus();
@@ -176,13 +180,13 @@ absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
   auto request = wire::FromWire(message);
   TK_RETURN_IF_ERROR(request.status());
   const uint64_t ticket = message.ticket();
-  saves_[ticket];
+  const Wanted& wanted = saves_[ticket].wanted;
   ++connection_.context().totals().tickets;
   responder->ArmDeadline(responder);
   ServerContext& context = connection_.context();
   auto work = [&store = context.store(), tenant = connection_.tenant().number,
                request = *std::move(request),
-               done = Begun(ticket, responder, &ConnectionTickets::FinishBeginSave)] {
+               done = Begun(ticket, wanted, responder, &ConnectionTickets::FinishBeginSave)] {
     store.BeginImport(tenant, request, done);
   };
   if (!context.RunOnWorker(std::move(work))) {
@@ -195,15 +199,12 @@ absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
 void ConnectionTickets::FinishBeginSave(uint64_t ticket,
                                         const std::shared_ptr<Responder>& responder,
                                         SaveResult result) {
-  const auto it = saves_.find(ticket);
-  if (it == saves_.end()) {  // released meanwhile; the operation ends here
-    return responder->Error(Unavailable("begin save: ticket {} was released", ticket));
-  }
+  Save& save = saves_.at(ticket);
   absl::Status status = result.status();
   if (status.ok() && responder->answered()) status = DeadlineExceeded("begin save: too late");
   if (status.ok()) {
-    it->second.operation = *std::move(result);
-    status = SendSavePlan(ticket, *it->second.operation, *responder);
+    save.operation = *std::move(result);
+    status = SendSavePlan(ticket, *save.operation, *responder);
   }
   if (!status.ok()) {
     Forget(ticket);
@@ -285,13 +286,12 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
   job->request.deadline =
       std::min(job->request.deadline,
                absl::FromChrono(responder->deadline() - Responder::Clock::now()) * kShareOfWait);
-  Restore& restore = restores_[ticket];
-  restore.wanted = std::make_shared<const int>();
+  const Wanted& wanted = restores_[ticket].wanted;
   ServerContext& context = connection_.context();
   ++context.totals().tickets;
   const TenantNumber tenant = connection_.tenant().number;
-  auto abandoned = [wanted = std::weak_ptr(restore.wanted)] { return wanted.expired(); };
-  auto done = Begun(ticket, responder, &ConnectionTickets::FinishBeginRestore);
+  auto abandoned = [wanted = std::weak_ptr(wanted)] { return wanted.expired(); };
+  auto done = Begun(ticket, wanted, responder, &ConnectionTickets::FinishBeginRestore);
   if (job->request.prompt.token_count() <= kInlineTokens) {
     context.store().BeginRestore(tenant, job->request, std::move(done), std::move(abandoned));
     if (!responder->answered()) responder->ArmDeadline(responder);
@@ -314,15 +314,12 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
 void ConnectionTickets::FinishBeginRestore(uint64_t ticket,
                                            const std::shared_ptr<Responder>& responder,
                                            RestoreResult result) {
-  const auto it = restores_.find(ticket);
-  if (it == restores_.end()) {
-    return responder->Error(Unavailable("begin restore: ticket {} was released", ticket));
-  }
+  Restore& restore = restores_.at(ticket);
   absl::Status status = result.status();
   if (status.ok() && responder->answered()) status = DeadlineExceeded("begin restore: too late");
   if (status.ok()) {
-    it->second.operation = *std::move(result);
-    status = SendRestorePlan(ticket, it->second, *responder);
+    restore.operation = *std::move(result);
+    status = SendRestorePlan(ticket, restore, *responder);
   }
   if (!status.ok()) {
     Forget(ticket);
@@ -382,26 +379,25 @@ struct ConnectionTickets::ProgressBox {
 
 void ConnectionTickets::ObserveRestore(uint64_t ticket, Restore& restore) {
   auto box = std::make_shared<ProgressBox>();
-  restore.operation->Observe([self = connection_.weak_from_this(),
-                              gate = connection_.context().gate(), ticket,
-                              box](const RestoreProgress& progress) {
-    {
-      absl::MutexLock lock(&box->mutex);
-      box->latest = progress;
-      if (std::exchange(box->posted, true)) return;
-    }
-    gate->Post([self, ticket, box] {
-      RestoreProgress latest;
-      {
-        absl::MutexLock lock(&box->mutex);
-        box->posted = false;
-        latest = box->latest;
-      }
-      if (const auto connection = self.lock()) {
-        connection->tickets().SendProgress(ticket, latest);
-      }
-    });
-  });
+  restore.operation->Observe(
+      [self = connection_.weak_from_this(), gate = connection_.context().gate(), ticket,
+       wanted = std::weak_ptr(restore.wanted), box](const RestoreProgress& progress) {
+        {
+          absl::MutexLock lock(&box->mutex);
+          box->latest = progress;
+          if (std::exchange(box->posted, true)) return;
+        }
+        gate->Post([self, ticket, wanted, box] {
+          RestoreProgress latest;
+          {
+            absl::MutexLock lock(&box->mutex);
+            box->posted = false;
+            latest = box->latest;
+          }
+          const auto connection = self.lock();
+          if (connection && !wanted.expired()) connection->tickets().SendProgress(ticket, latest);
+        });
+      });
 }
 
 void ConnectionTickets::SendProgress(uint64_t ticket, const RestoreProgress& progress) {

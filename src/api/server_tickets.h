@@ -38,15 +38,16 @@ class ConnectionTickets {
   // Geometries of the chunks of one ticket, by token count.
   using Geometries = std::map<uint32_t, ChunkGeometry>;
   struct Save {
-    std::unique_ptr<SaveOperation> operation;  // null while it is beginning
+    std::unique_ptr<SaveOperation> operation;       // null while it is beginning
+    Wanted wanted = std::make_shared<const int>();  // ends with the ticket
     bool committing = false;
     absl::Status failed;  // a page write that was refused
     Geometries geometries;
   };
   struct ProgressBox;
   struct Restore {
-    std::unique_ptr<RestoreOperation> operation;  // null while it is beginning
-    Wanted wanted;                                // ends with the ticket
+    std::unique_ptr<RestoreOperation> operation;    // null while it is beginning
+    Wanted wanted = std::make_shared<const int>();  // ends with the ticket
     RestoreProgress sent;
     Geometries geometries;
   };
@@ -59,10 +60,10 @@ class ConnectionTickets {
 
   std::shared_ptr<Responder> NewResponder(const wire::Frame& frame);
   // What the store calls when a save or restore has begun, from any thread; `finish` runs on the
-  // server's.
+  // server's, unless the ticket has ended: another one may have its number by then.
   template <typename Result>
-  std::function<void(Result)> Begun(uint64_t ticket, std::shared_ptr<Responder> responder,
-                                    Finish<Result> finish);
+  std::function<void(Result)> Begun(uint64_t ticket, const Wanted& wanted,
+                                    std::shared_ptr<Responder> responder, Finish<Result> finish);
   // OK when a ticket of this number may begin.
   absl::Status CheckNewTicket(uint64_t ticket) const;
 

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "api/forwarding_store.h"
 #include "api/raw_connection.h"
 #include "api/server.h"
 #include "testing/client_factory.h"
@@ -15,14 +16,13 @@
 namespace turnkeep::testing {
 namespace {
 
-// Begins a save only when it is told to.
-class HeldStore : public Store {
+// Begins a save only when it is told to, and has verifies that never end by themselves.
+class HeldStore : public ForwardingStore {
  public:
-  using SaveDone = std::function<void(absl::StatusOr<std::unique_ptr<SaveOperation>>)>;
-  explicit HeldStore(Store& store) : store_(store) {}
+  using ForwardingStore::ForwardingStore;
 
   void BeginSave(TenantNumber tenant, const SaveRequest& request, SaveDone done) override {
-    store_.BeginSave(
+    below().BeginSave(
         tenant, request, [this, done](absl::StatusOr<std::unique_ptr<SaveOperation>> result) {
           absl::MutexLock lock(&mutex_);
           held_ = [done, kept = std::make_shared<decltype(result)>(std::move(result))] {
@@ -41,31 +41,10 @@ class HeldStore : public Store {
     held();
   }
 
-  absl::Status Close(absl::Duration deadline) override { return store_.Close(deadline); }
-  absl::StatusOr<TenantNumber> OpenTenant(const std::string& name) override {
-    return store_.OpenTenant(name);
-  }
-  absl::StatusOr<std::unique_ptr<KvStore>> ForTenant(const std::string& name) override {
-    return store_.ForTenant(name);
-  }
-  void BeginImport(TenantNumber tenant, const ImportRequest& request, SaveDone done) override {
-    store_.BeginImport(tenant, request, std::move(done));
-  }
-  void BeginRestore(TenantNumber tenant, const RestoreRequest& request, RestoreDone done,
-                    std::function<bool()> abandoned) override {
-    store_.BeginRestore(tenant, request, std::move(done), std::move(abandoned));
-  }
-  absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override {
-    return store_.Segment(segment);
-  }
-  void ObserveReleasedSegments(std::function<void(uint32_t)> observer) override {
-    store_.ObserveReleasedSegments(std::move(observer));
-  }
   absl::StatusOr<VerifyReport> Verify(TenantNumber tenant, const VerifyRequest& request,
                                       const std::function<void(uint64_t, uint64_t)>& progress,
                                       const std::function<bool()>& cancelled) override {
-    if (request.session.empty()) return store_.Verify(tenant, request, progress, cancelled);
-    // One that never ends by itself.
+    if (request.session.empty()) return below().Verify(tenant, request, progress, cancelled);
     ++verifying;
     while (!cancelled()) absl::SleepFor(absl::Milliseconds(1));
     --verifying;
@@ -73,22 +52,7 @@ class HeldStore : public Store {
   }
   std::atomic<int> verifying{0};
 
-  std::unique_ptr<GpuEngine> OpenGpuEngine(TenantNumber tenant, std::string name,
-                                           int64_t pid) override {
-    return store_.OpenGpuEngine(tenant, std::move(name), pid);
-  }
-  StoreStatus GetStatus() override { return store_.GetStatus(); }
-  Activity GetActivity(TenantNumber tenant, const ActivityRequest& request) override {
-    return store_.GetActivity(tenant, request);
-  }
-  std::vector<SessionInfo> ListAllSessions(TenantNumber tenant,
-                                           const ListRequest& request) override {
-    return store_.ListAllSessions(tenant, request);
-  }
-  std::vector<std::string> ListTenants() override { return store_.ListTenants(); }
-
  private:
-  Store& store_;
   absl::Mutex mutex_;
   std::function<void()> held_ ABSL_GUARDED_BY(mutex_);
 };
