@@ -1,10 +1,13 @@
 // PAGE_READ, PAGE_WRITE, CUT and REPORT_DAMAGE of a client that asks for what is not its own: bytes
 // outside a page would be those of another chunk in the segment.
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -189,6 +192,18 @@ TEST_F(PageRequests, AWriteAfterTheCommitChangesNothing) {
             std::string(64, 'p'));
 }
 
+// The first that was refused counts: what is missing in its page would be bytes of the slot's last
+// owner.
+TEST_F(PageRequests, AWriteThatWasRefusedFailsItsSaveWhateverFollows) {
+  wire::PageWrite refused;
+  refused.set_ticket(2);
+  refused.set_offset(kPageBytes);
+  ASSERT_TRUE(raw_.Request(wire::PAGE_WRITE, 0, refused, std::string(64, 'q')));
+  const absl::Status committed = WriteAndCommit({});
+  EXPECT_TRUE(absl::IsInvalidArgument(committed)) << committed;
+  EXPECT_THAT(MessageOf(committed), HasSubstr("64 bytes at 16384"));
+}
+
 // A client of ours would not ask.
 TEST_F(PageRequests, APageOfAChunkThatTheEngineHasIsNotGiven) {
   const ChunkId chunk = daemon_.UnixClient()->ShowSession("s")->spans[0].chunk;
@@ -251,6 +266,72 @@ TEST(ColdPageRequests, ALayerIsNotGivenBeforeItHasArrived) {
   device->Release();
   EXPECT_TRUE(Eventually([&] { return read(3).ok(); }));
   EXPECT_TRUE(read(kHeaderLayer).ok());
+}
+
+// Of a page of 8 MiB: of smaller ones the page's own end refuses what is longer than a piece.
+class LargePages : public ::testing::Test {
+ protected:
+  static constexpr uint32_t kPieceBytes = 4 * kMiB;
+
+  static KvLayout Layout() {
+    KvLayout layout = BlockLayout("large pages");
+    layout.layers.assign(1, LayerSpec::Full(128, 256, DType::kBFloat16));
+    return layout;
+  }
+  void SetUp() override {
+    ASSERT_EQ(GeometryOf(pattern_.layout(), 64).page_bytes[0], 2 * kPieceBytes);
+    ASSERT_TRUE(client_->RegisterLayout(pattern_.layout()).ok());
+    ASSERT_TRUE(SaveAll(*client_, pattern_, {.session = "s", .context = &context_}).ok());
+    ASSERT_TRUE(raw_.Hello());
+    ASSERT_TRUE(raw_.BeginRestore(1, "s", pattern_.fingerprint()));
+  }
+  static wire::PageRead PieceOf(uint64_t offset, uint32_t length) {
+    wire::PageRead read;
+    read.set_ticket(1);
+    read.set_offset(offset);
+    read.set_length(length);
+    return read;
+  }
+
+  DaemonHarness daemon_{HarnessOptions{.host_bytes = 64 * kMiB, .host_segment_bytes = 32 * kMiB}};
+  const KvPattern pattern_{Layout()};
+  const KvContext context_ = ContextOf(3, 64);
+  const std::unique_ptr<Client> client_ = daemon_.UnixClient();
+  RawConnection raw_{daemon_.socket_path()};
+};
+
+TEST_F(LargePages, AreReadInPiecesOfFourMebibytesAtMost) {
+  EXPECT_TRUE(raw_.ReadPage(10, PieceOf(0, kPieceBytes)).ok());
+  EXPECT_TRUE(raw_.ReadPage(11, PieceOf(kPieceBytes, kPieceBytes)).ok());
+  for (const uint32_t length : {kPieceBytes + 1, 2 * kPieceBytes}) {
+    const absl::Status refused = raw_.ReadPage(12, PieceOf(0, length));
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+    EXPECT_THAT(MessageOf(refused), HasSubstr("at most 4194304 at once"));
+  }
+}
+
+// More than the socket holds: most of it waits in the daemon until the client reads, for longer
+// than the ticket lives and the slot is the session's.
+TEST_F(LargePages, APieceIsWhatItWasWhenItWasAskedFor) {
+  ASSERT_TRUE(raw_.Request(wire::PAGE_READ, 10, PieceOf(0, kPieceBytes)));
+  wire::TicketRef ref;
+  ref.set_ticket(1);
+  ASSERT_TRUE(raw_.Request(wire::RELEASE, 0, ref));
+  ASSERT_TRUE(Eventually([&] { return daemon_.server().counts().tickets == 0; }));
+  ASSERT_GT(daemon_.server().counts().outbound_bytes, 0u);
+  ASSERT_TRUE(client_->DropSession("s").ok());
+  for (uint64_t seed = 100; seed < 120; ++seed) {
+    const KvContext other = ContextOf(seed, 64);
+    ASSERT_TRUE(SaveAll(*client_, pattern_, {.session = "other", .context = &other}).ok());
+    ASSERT_TRUE(client_->DropSession("other").ok());
+  }
+  const auto piece = raw_.Receive();
+  ASSERT_TRUE(piece.has_value());
+  std::vector<std::byte> page(2 * kPieceBytes);
+  pattern_.FillPage(0, context_.identities(), page);
+  ASSERT_EQ(piece->raw().size(), kPieceBytes);
+  const auto wrong = std::mismatch(piece->raw().begin(), piece->raw().end(), page.begin());
+  EXPECT_EQ(wrong.first - piece->raw().begin(), kPieceBytes) << "the first wrong byte";
 }
 
 }  // namespace
