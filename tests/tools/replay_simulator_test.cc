@@ -1,6 +1,5 @@
 // Hit counts, the optimum, times and determinism of a replay, on cases done by hand.
 #include <algorithm>
-#include <map>
 #include <random>
 #include <set>
 
@@ -10,7 +9,6 @@
 #include "optimum.h"
 #include "plot.h"
 #include "replay.h"
-#include "restore_model.h"
 
 namespace turnkeep::replay {
 namespace {
@@ -44,6 +42,7 @@ Result RunReplay(const Trace& trace, uint64_t host_blocks, uint64_t disk_blocks)
   Options options;
   options.host_blocks = host_blocks;
   options.disk_blocks = disk_blocks;
+  options.prefill_floor = false;  // prompts so short would not be restored
   const auto result = Replay(trace, options, nullptr);
   EXPECT_TRUE(result.ok()) << result.status();
   return *result;
@@ -297,6 +296,7 @@ TEST(ReplaySimulator, OneServerMakesRequestsWaitInOrder) {
   options.queue = QueueRule::kGpu;
   options.batch = 1;
   options.prefill_tokens_per_s = 10;  // two seconds a prompt, one arrival a second
+  options.prefill_half_speed_tokens = 0;
   options.host_blocks = 100;
   const auto result = Replay(trace, options, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
@@ -350,33 +350,6 @@ TEST(ReplaySimulator, AReadBufferLoadsTheNextJobWhileTheServerIsBusy) {
   EXPECT_LT(half[0], without[0]);
 }
 
-TEST(ReplayRestore, IsDeclinedWhenPrefillIsQuicker) {
-  RestoreCase restore = {.input_tokens = 1000,
-                         .host_tokens = 900,
-                         .disk_tokens = 0,
-                         .prefill_tokens_per_s = 1000,
-                         .host_load_tokens_per_s = 10'000,
-                         .disk_load_tokens_per_s = 1000,
-                         .layers = 10};
-  RestorePlan plan = PlanRestore(restore, true);
-  EXPECT_FALSE(plan.declined);
-  EXPECT_NEAR(plan.ttft_s, 0.1 + 0.009, 1e-9);
-  // 1.8 s to load, 1 s to compute: take what loads while the rest is computed.
-  restore.host_load_tokens_per_s = 500;
-  plan = PlanRestore(restore, true);
-  EXPECT_TRUE(plan.declined);
-  EXPECT_LT(plan.ttft_s, 1.0);
-  EXPECT_GT(plan.host_tokens, 200);
-  EXPECT_LT(plan.host_tokens, 400);
-  EXPECT_GT(PlanRestore(restore, false).ttft_s, 1.0);
-  // Hopeless: nothing is taken.
-  restore.host_load_tokens_per_s = 1;
-  restore.layers = 1;
-  plan = PlanRestore(restore, true);
-  EXPECT_TRUE(plan.declined);
-  EXPECT_LE(plan.ttft_s, 1.0 + 1e-6);
-}
-
 TEST(ReplayPlot, IsOneSvgWithALineForEachSeries) {
   const std::string svg = RenderSvg(
       {{.title = "a < b",
@@ -416,18 +389,6 @@ TEST(ReplayPlot, TheSameNameHasTheSameLookInEveryChart) {
   EXPECT_NE(looks[0], looks[1]);
 }
 
-TEST(ReplayModels, KvBytesAreThePapers) {
-  const std::map<std::string, double> megabytes = {
-      {"llama-13b", 0.78}, {"llama-65b", 2.5}, {"llama-70b", 0.31}, {"falcon-40b", 0.12}};
-  for (const auto& [name, mib] : megabytes) {
-    const auto model = FindModel(name);
-    ASSERT_TRUE(model.ok());
-    EXPECT_NEAR(static_cast<double>(model->kv_bytes_per_token) / double(kMiB), mib, 0.012) << name;
-  }
-  EXPECT_NEAR(2048 / FindModel("llama-65b")->prefill_tokens_per_s, 0.36, 0.01);
-  EXPECT_FALSE(FindModel("gpt").ok());
-}
-
 TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
   const std::pair<const char*, const char*> bad[] = {
       {"host-gib", "-1"},        {"host-blocks", "x"},
@@ -439,7 +400,8 @@ TEST(ReplayOptions, ValuesThatCannotBeAreRefusedByName) {
       {"prefetch", "1.5"},       {"read-buffer-gib", "-1"},
       {"starts", "users:0"},     {"live-ttl", "0"},
       {"session-room", "half"},  {"decode-gb-per-s", "0"},
-      {"think", "lognormal:43"}, {"think", "weekly:1"}};
+      {"think", "lognormal:43"}, {"think", "weekly:1"},
+      {"prefill-floor", "0"},    {"prefill-half-speed-tokens", "-1"}};
   for (const auto& [name, value] : bad) {
     Options options;
     const auto status = SetOption(name, value, &options);

@@ -228,13 +228,22 @@ constexpr OptionSpec kSpecs[] = {
      }},
     {"kv-bytes-per-token", "BYTES", "Instead of the model's",
      [](Text v, Options* o) { return SetCount(v, 1, 1u << 30, &o->kv_bytes_per_token); }},
-    {"prefill-tokens-per-s", "N", "Instead of the model's",
+    {"prefill-tokens-per-s", "N", "Of tokens at the start of a context, instead of the model's",
      [](Text v, Options* o) -> absl::Status {
        TK_ASSIGN_OR_RETURN(o->prefill_tokens_per_s, Positive(v));
        return absl::OkStatus();
      }},
+    {"prefill-half-speed-tokens", "N",
+     "Context at which a token takes twice as long to prefill as at the start, instead of the "
+     "model's; 0: nowhere",
+     [](Text v, Options* o) -> absl::Status {
+       TK_ASSIGN_OR_RETURN(o->prefill_half_speed_tokens, ParseNonNegative(v, "value"));
+       return absl::OkStatus();
+     }},
+    {"prefill-floor", "on|off", "A prefill takes no less than reading the weights once",
+     [](Text v, Options* o) { return SetSwitch(v, &o->prefill_floor); }},
     {"decode-gb-per-s", "GB",
-     "Rate at which a decode step reads weights and KV, instead of the memory of the model's GPUs",
+     "Rate at which weights and KV are read, instead of the memory of the model's GPUs",
      [](Text v, Options* o) -> absl::Status {
        TK_ASSIGN_OR_RETURN(o->decode_gb_per_s, Positive(v));
        return absl::OkStatus();
@@ -282,6 +291,10 @@ absl::StatusOr<Model> ModelOf(const Options& options) {
   TK_ASSIGN_OR_RETURN(Model model, FindModel(options.model));
   if (options.kv_bytes_per_token) model.kv_bytes_per_token = *options.kv_bytes_per_token;
   if (options.prefill_tokens_per_s) model.prefill_tokens_per_s = *options.prefill_tokens_per_s;
+  if (options.prefill_half_speed_tokens) {
+    model.half_speed_tokens = *options.prefill_half_speed_tokens;
+  }
+  model.prefill_floor = options.prefill_floor;
   if (options.decode_gb_per_s) model.memory_bytes_per_s = *options.decode_gb_per_s * 1e9;
   return model;
 }

@@ -53,6 +53,8 @@ struct Options {
   std::string model = "llama-3-8b-h200";
   std::optional<uint64_t> kv_bytes_per_token;
   std::optional<double> prefill_tokens_per_s;
+  std::optional<double> prefill_half_speed_tokens;
+  bool prefill_floor = true;
   std::optional<double> decode_gb_per_s;
   double host_gb_per_s = 26;
   double disk_gb_per_s = 5;

@@ -3,18 +3,17 @@
 // Thread-safe: pure functions.
 #pragma once
 
-#include <cstdint>
+#include "model_presets.h"
 
 namespace turnkeep::replay {
 
 struct RestoreCase {
+  const Model* model = nullptr;  // not owned
   double input_tokens = 0;
   double host_tokens = 0;  // found in host memory
   double disk_tokens = 0;  // found on disk only
-  double prefill_tokens_per_s = 0;
   double host_load_tokens_per_s = 0;
   double disk_load_tokens_per_s = 0;
-  uint32_t layers = 1;
   double preload_s = 0;  // of the load is done when the prefill begins (a read buffer)
 };
 
@@ -28,8 +27,8 @@ struct RestorePlan {
 };
 
 // With `decline`, the plan never takes longer than prefilling everything: if the whole
-// restore would, it ends where loading as long as prefilling the rest costs least, or
-// does not begin. Host copies load first, disk reads beside them.
+// restore would, it ends where loading and prefilling the rest cost least, or does not
+// begin. Host copies load first, disk reads beside them.
 RestorePlan PlanRestore(const RestoreCase& restore, bool decline);
 
 }  // namespace turnkeep::replay

@@ -308,13 +308,12 @@ class Simulation {
     const double most = request.input_tokens == 0 ? 0 : request.input_tokens - 1.0;
     host = std::min(host, most);
     disk = std::min(disk, most - host);
-    return PlanRestore({.input_tokens = static_cast<double>(request.input_tokens),
+    return PlanRestore({.model = &model_,
+                        .input_tokens = static_cast<double>(request.input_tokens),
                         .host_tokens = host,
                         .disk_tokens = disk,
-                        .prefill_tokens_per_s = model_.prefill_tokens_per_s,
                         .host_load_tokens_per_s = options_.host_bytes_per_s / kv,
                         .disk_load_tokens_per_s = options_.disk_bytes_per_s / kv,
-                        .layers = std::max(model_.layers, 1u),
                         .preload_s = preload_s_},
                        options_.decline);
   }
@@ -342,7 +341,7 @@ class Simulation {
     m.hit_tokens += static_cast<uint64_t>(plan.host_tokens + plan.disk_tokens + 0.5);
     m.hit_tokens_host += static_cast<uint64_t>(plan.host_tokens + 0.5);
     m.declined_restores += plan.declined ? 1 : 0;
-    const double whole_s = request.input_tokens / model_.prefill_tokens_per_s;
+    const double whole_s = model_.PrefillSeconds(0, request.input_tokens);
     m.ttft_with.push_back(static_cast<float>(plan.ttft_s));
     m.ttft_without.push_back(static_cast<float>(whole_s));
     m.prefill_s_with += plan.ttft_s;
@@ -381,8 +380,10 @@ class Simulation {
 }  // namespace
 
 absl::StatusOr<Metrics> Simulate(const Trace& trace, const SimulatorOptions& options) {
-  if (options.model.prefill_tokens_per_s <= 0 || options.model.kv_bytes_per_token == 0 ||
-      options.host_bytes_per_s <= 0 || options.disk_bytes_per_s <= 0 || options.batch == 0) {
+  const Model& model = options.model;
+  if (model.prefill_tokens_per_s <= 0 || model.memory_bytes_per_s <= 0 ||
+      model.kv_bytes_per_token == 0 || options.host_bytes_per_s <= 0 ||
+      options.disk_bytes_per_s <= 0 || options.batch == 0) {
     return InvalidArgument("replay: speeds, KV bytes a token and batch must be above 0");
   }
   if (!trace.whole_sessions &&

@@ -7,7 +7,8 @@
 // decoding of the others pauses meanwhile (CachedAttention, arXiv 2403.19708, section 4.1).
 // A restore is loaded layer by layer beside the computation: prefill of the new tokens and
 // load overlap but for one layer (section 3.2.1). What would take longer than prefilling
-// everything is cut short or declined.
+// everything is cut short or declined. Under either rule a prefill is a pass of its own over
+// the weights, so that it never takes less than reading them (Model::prefill_floor).
 //
 // With a read buffer (section 3.2.1), the link loads the next waiting job's KV while the server is
 // busy with those before it: as soon as it has loaded these, and as much as the buffer holds.
