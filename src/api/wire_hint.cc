@@ -99,6 +99,7 @@ void ToWire(const turnkeep::HintRequest& request, HintRequest* out) {
     to->set_layout(IdBytes(speed.layout));
     to->set_prefill_tokens_per_s(speed.prefill_tokens_per_s);
     to->set_copy_bytes_per_s(speed.copy_bytes_per_s);
+    to->set_prefill_half_speed_tokens(speed.prefill_half_speed_tokens);
   }
 }
 
@@ -128,6 +129,7 @@ absl::StatusOr<turnkeep::HintRequest> FromWire(const HintRequest& message) {
     TK_ASSIGN_OR_RETURN(speed.layout, FingerprintFromWire(from.layout()));
     speed.prefill_tokens_per_s = from.prefill_tokens_per_s();
     speed.copy_bytes_per_s = from.copy_bytes_per_s();
+    speed.prefill_half_speed_tokens = from.prefill_half_speed_tokens();
   }
   return request;
 }

@@ -72,7 +72,11 @@ struct WaitingRequest {
 // declined. Counts until it is told again; 0: unknown, nothing is declined.
 struct EngineSpeed {
   Fingerprint layout;
-  double prefill_tokens_per_s = 0;
+  double prefill_tokens_per_s = 0;  // at the start of a context
+  // The context at which a token takes twice as long as at the start, since attention costs as much
+  // there as everything else: FLOP a token without attention ÷ (4 x layers x query heads x head
+  // dim). 0: every token takes as long as the first.
+  double prefill_half_speed_tokens = 0;
   // At what rate it takes KV out of host memory; 0: that of a verified copy on the store's machine.
   double copy_bytes_per_s = 0;
 };

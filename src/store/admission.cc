@@ -12,9 +12,16 @@ constexpr double kHalfLifeBytes = 256.0 * (1 << 20);
 
 }  // namespace
 
-void Admission::SetEngine(uint16_t tenant, uint16_t layout, double prefill_tokens_per_s,
-                          double copy_bytes_per_s) {
-  engine_[{tenant, layout}] = {prefill_tokens_per_s, copy_bytes_per_s};
+double Admission::Engine::PrefillSeconds(uint64_t tokens) const {
+  if (prefill_tokens_per_s <= 0) return 0;
+  const auto count = static_cast<double>(tokens);
+  const double attended =
+      prefill_half_speed_tokens > 0 ? count * count / (2 * prefill_half_speed_tokens) : 0;
+  return (count + attended) / prefill_tokens_per_s;
+}
+
+void Admission::SetEngine(uint16_t tenant, uint16_t layout, const Engine& engine) {
+  engine_[{tenant, layout}] = engine;
 }
 
 void Admission::NoteRead(uint16_t layout, uint64_t bytes, int64_t elapsed_ns, int64_t now_ns) {
@@ -35,10 +42,9 @@ double Admission::DiskRate(uint16_t layout) const {
 
 Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<const Piece> pieces,
                                     int64_t now_ns) const {
-  const auto engine = engine_.find({tenant, layout});
-  const double prefill = engine == engine_.end() ? 0 : engine->second.prefill_tokens_per_s;
-  const bool told = engine != engine_.end() && engine->second.copy_bytes_per_s > 0;
-  const double copy_rate = told ? engine->second.copy_bytes_per_s : copy_rate_;
+  const auto found = engine_.find({tenant, layout});
+  const Engine engine = found == engine_.end() ? Engine{} : found->second;
+  const double copy_rate = engine.copy_bytes_per_s > 0 ? engine.copy_bytes_per_s : copy_rate_;
   const double disk_rate = DiskRate(layout);
   const auto measured = disk_.find(layout);
   const bool fresh = measured != disk_.end() && now_ns - measured->second.at_ns <= kMeasuredForNs;
@@ -54,11 +60,11 @@ Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<
     const double copy_s = copy_rate > 0 ? bytes / copy_rate : 0;
     const double disk_s = disk_rate > 0 ? disk_bytes / disk_rate : 0;
     verdict.load_s = std::max(copy_s, disk_s);
-    if (prefill <= 0) {
+    if (engine.prefill_tokens_per_s <= 0) {
       verdict.tokens = tokens;
       continue;
     }
-    verdict.prefill_s = static_cast<double>(tokens) / prefill;
+    verdict.prefill_s = engine.PrefillSeconds(tokens);
     // What is not known well enough to decline costs nothing here.
     const double certain_s = fresh ? verdict.load_s : copy_s;
     const double saved = verdict.prefill_s - certain_s;
@@ -71,7 +77,7 @@ Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<
   verdict.declined = tokens - verdict.tokens;
   if (verdict.declined > 0) {
     verdict.declined_load_s = verdict.load_s - best_load;
-    verdict.declined_prefill_s = static_cast<double>(verdict.declined) / prefill;
+    verdict.declined_prefill_s = verdict.prefill_s - engine.PrefillSeconds(verdict.tokens);
   }
   return verdict;
 }

@@ -2,8 +2,9 @@
 // engine says that prefilling costs. Pure: no clock, lock or I/O. Thread-compatible.
 //
 // Loading i tokens takes max(disk bytes ÷ disk rate, all bytes ÷ copy rate): layers are copied to
-// the engine while later ones are read (design.md section 3). Prefilling them takes i ÷ prefill
-// speed. Admitted are the leading tokens that save the most time; the rest is declined.
+// the engine while later ones are read (design.md section 3). Prefilling them takes
+// (i + i² ÷ 2h) ÷ prefill speed: each attends to those before it, and at h this takes as long as
+// the rest. Admitted are the leading tokens that save the most time; the rest is declined.
 //
 // The disk rate is learned per layout from the restores themselves, old experience fading with the
 // bytes read, so that small reads do not pass for the rate of large ones. What was measured more
@@ -23,6 +24,15 @@ class Admission {
  public:
   static constexpr int64_t kMeasuredForNs = 60 * int64_t{1'000'000'000};
 
+  // What an engine tells of itself; 0: unknown.
+  struct Engine {
+    double prefill_tokens_per_s = 0;       // at the start of a context
+    double prefill_half_speed_tokens = 0;  // h; 0: attention costs nothing
+    double copy_bytes_per_s = 0;
+
+    // The first tokens of a context; 0 without a speed.
+    double PrefillSeconds(uint64_t tokens) const;
+  };
   struct Piece {
     uint64_t tokens = 0;
     uint64_t bytes = 0;  // to be moved
@@ -41,9 +51,8 @@ class Admission {
 
   // What this machine does in a verified copy; used until the engine tells its own.
   void SetCopyRate(double bytes_per_s) { copy_rate_ = bytes_per_s; }
-  // What an engine tells of itself, for its tenant; 0: unknown.
-  void SetEngine(uint16_t tenant, uint16_t layout, double prefill_tokens_per_s,
-                 double copy_bytes_per_s);
+  // For its tenant.
+  void SetEngine(uint16_t tenant, uint16_t layout, const Engine& engine);
   // A restore has read so much from disk in so long.
   void NoteRead(uint16_t layout, uint64_t bytes, int64_t elapsed_ns, int64_t now_ns);
 
@@ -64,10 +73,6 @@ class Admission {
     double bytes = 0;  // faded
     double seconds = 0;
     int64_t at_ns = 0;
-  };
-  struct Engine {
-    double prefill_tokens_per_s = 0;
-    double copy_bytes_per_s = 0;
   };
 
   double copy_rate_ = 0;

@@ -17,18 +17,24 @@ std::string Milliseconds(double seconds) { return fmt::format("{:.1f} ms", secon
 
 HintAnswer StoreImpl::SetSpeed(TenantNumber tenant, const EngineSpeed& speed) {
   absl::MutexLock lock(&state_.mu);
-  const auto valid = [](double rate) { return std::isfinite(rate) && rate >= 0; };
-  if (!valid(speed.prefill_tokens_per_s) || !valid(speed.copy_bytes_per_s)) {
-    return {.outcome = HintOutcome::kRejected,
-            .reason = fmt::format("{} tokens a second and {} bytes a second: not both are rates",
-                                  speed.prefill_tokens_per_s, speed.copy_bytes_per_s)};
+  const auto valid = [](double number) { return std::isfinite(number) && number >= 0; };
+  if (!valid(speed.prefill_tokens_per_s) || !valid(speed.copy_bytes_per_s) ||
+      !valid(speed.prefill_half_speed_tokens)) {
+    return {
+        .outcome = HintOutcome::kRejected,
+        .reason = fmt::format(
+            "{} tokens a second (half of it at {} tokens) and {} bytes a second: not all are "
+            "numbers from 0",
+            speed.prefill_tokens_per_s, speed.prefill_half_speed_tokens, speed.copy_bytes_per_s)};
   }
   const absl::StatusOr<const LayoutInfo*> layout = LayoutOf(speed.layout);
   if (!layout.ok()) {
     return {.outcome = HintOutcome::kRejected, .reason = MessageOf(layout.status())};
   }
-  admission_.SetEngine(static_cast<uint16_t>(tenant), (*layout)->number, speed.prefill_tokens_per_s,
-                       speed.copy_bytes_per_s);
+  admission_.SetEngine(static_cast<uint16_t>(tenant), (*layout)->number,
+                       {.prefill_tokens_per_s = speed.prefill_tokens_per_s,
+                        .prefill_half_speed_tokens = speed.prefill_half_speed_tokens,
+                        .copy_bytes_per_s = speed.copy_bytes_per_s});
   return {};
 }
 

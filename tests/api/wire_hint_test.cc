@@ -27,8 +27,10 @@ HintRequest EveryField() {
                            .ttl = absl::Hours(2),
                            .priority = 3});
   request.items.push_back({.action = HintAction::kDropSoon, .target = {.session = "carol"}});
-  request.speeds.push_back(
-      {.layout = layout, .prefill_tokens_per_s = 12345.5, .copy_bytes_per_s = 2e10});
+  request.speeds.push_back({.layout = layout,
+                            .prefill_tokens_per_s = 12345.5,
+                            .prefill_half_speed_tokens = 30518.25,
+                            .copy_bytes_per_s = 2e10});
   return request;
 }
 
@@ -78,7 +80,27 @@ TEST(WireHint, SpeedsComeBack) {
   ASSERT_EQ(came->speeds.size(), 1u);
   EXPECT_EQ(came->speeds[0].layout.bytes[5], 7);
   EXPECT_EQ(came->speeds[0].prefill_tokens_per_s, 12345.5);
+  EXPECT_EQ(came->speeds[0].prefill_half_speed_tokens, 30518.25);
   EXPECT_EQ(came->speeds[0].copy_bytes_per_s, 2e10);
+}
+
+// Field 4 came later: who does not know it says nothing of attention, and skips it.
+TEST(WireHint, ASpeedOfAnOlderPeerIsLinear) {
+  const std::string bytes = [] {
+    HintRequest request = EveryField();
+    request.speeds[0].prefill_half_speed_tokens = 0;
+    wire::HintRequest message;
+    wire::ToWire(request, &message);
+    return message.speeds(0).SerializeAsString();
+  }();
+  wire::HintRequest message;
+  ASSERT_TRUE(message.add_speeds()->ParseFromString(bytes));
+  // Layout (34 bytes with its tag), and two doubles of nine.
+  EXPECT_EQ(bytes.size(), 34u + 2 * 9) << "nothing that an older peer does not write";
+  const auto came = wire::FromWire(message);
+  ASSERT_TRUE(came.ok()) << came.status();
+  EXPECT_EQ(came->speeds[0].prefill_tokens_per_s, 12345.5);
+  EXPECT_EQ(came->speeds[0].prefill_half_speed_tokens, 0);
 }
 
 TEST(WireActivity, EveryFieldComesBack) {

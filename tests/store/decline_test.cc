@@ -66,11 +66,13 @@ class Decline : public DiskSessions {
     bytes_per_token_ = static_cast<double>(kv().Explain({.session = "s0"})->disk_bytes) / kTokens;
   }
   void TearDown() override { opened_.reset(); }  // its device looks at rate_
-  // The engine prefills as many tokens a second as the disk reads at `bytes_per_s`.
-  void EngineKeepsUpWith(double bytes_per_s) {
+  // The engine prefills as many tokens a second as the disk reads at `bytes_per_s`, where there is
+  // nothing to attend to.
+  void EngineKeepsUpWith(double bytes_per_s, double half_speed_tokens = 0) {
     const HintReply reply =
         kv().Hint({.speeds = {{.layout = pattern_.fingerprint(),
                                .prefill_tokens_per_s = bytes_per_s / bytes_per_token_,
+                               .prefill_half_speed_tokens = half_speed_tokens,
                                .copy_bytes_per_s = 1e15}}});
     ASSERT_EQ(reply.speeds[0].outcome, HintOutcome::kAccepted) << reply.speeds[0].reason;
   }
@@ -101,6 +103,17 @@ TEST_F(Decline, ADiskThatKeepsUpIsRead) {
   EngineKeepsUpWith(0.5e6);
   for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(Restore(i).disk_tokens, kTokens);
   EXPECT_EQ(Count("restores_declined_total"), 0);
+}
+
+// As in WhatTheDiskIsTooSlowForIsPrefilled, but attention makes 192 tokens as dear as 2,035.
+TEST_F(Decline, ALongContextIsReadWhereItsTokensAloneWouldNotPay) {
+  EngineKeepsUpWith(4e6, /*half_speed_tokens=*/10);
+  for (uint64_t i = 0; i < 3; ++i) EXPECT_EQ(Restore(i).disk_tokens, kTokens);
+  EXPECT_EQ(Count("restores_declined_total"), 0);
+  const auto explanation = kv().Explain({.session = "s5"});
+  EXPECT_EQ(explanation->declined_tokens, 0u);
+  EXPECT_NEAR(explanation->recompute_us, (192 + 192 * 192 / 20.0) * bytes_per_token_ / 4e6 * 1e6,
+              1);
 }
 
 TEST_F(Decline, ARestoreEndsWhereItStopsPaying) {

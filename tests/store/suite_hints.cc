@@ -1,4 +1,6 @@
 // KvStoreSuite: hints are advice; each is answered, none is an error, and none changes a byte.
+#include <limits>
+
 #include <gmock/gmock.h>
 
 #include "core/hint.h"
@@ -227,14 +229,25 @@ TEST_P(KvStoreSuite, AnEnginesSpeedIsTakenForALayoutThatIsKnown) {
   EngineSpeed unknown{.prefill_tokens_per_s = 1};
   EngineSpeed negative = speed;
   negative.copy_bytes_per_s = -1;
-  const HintReply reply = kv().Hint({.speeds = {speed, unknown, negative}});
-  ASSERT_EQ(reply.speeds.size(), 3u);
+  HintRequest request = {.speeds = {speed, unknown, negative}};
+  for (const double tokens :
+       {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    request.speeds.push_back(speed);
+    request.speeds.back().prefill_half_speed_tokens = tokens;
+  }
+  const HintReply reply = kv().Hint(request);
+  ASSERT_EQ(reply.speeds.size(), 6u);
   EXPECT_EQ(reply.speeds[0].outcome, HintOutcome::kAccepted) << reply.speeds[0].reason;
-  EXPECT_EQ(reply.speeds[1].outcome, HintOutcome::kRejected);
-  EXPECT_EQ(reply.speeds[2].outcome, HintOutcome::kRejected);
+  for (size_t i = 1; i < reply.speeds.size(); ++i) {
+    EXPECT_EQ(reply.speeds[i].outcome, HintOutcome::kRejected) << i;
+  }
+  EXPECT_THAT(reply.speeds[3].reason, HasSubstr("half of it at -1 tokens"));
   const auto explanation = kv().Explain({.session = "s"});
   EXPECT_DOUBLE_EQ(explanation->recompute_us, 40e6);
   EXPECT_EQ(explanation->declined_tokens, 0u) << "an engine so slow takes all";
+  speed.prefill_half_speed_tokens = 20;  // 40² / 40 more
+  kv().Hint({.speeds = {speed}});
+  EXPECT_DOUBLE_EQ(kv().Explain({.session = "s"})->recompute_us, 80e6);
 }
 
 TEST_P(KvStoreSuite, ALongHintIsRejectedWhole) {

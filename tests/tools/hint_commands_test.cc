@@ -54,6 +54,15 @@ TEST_F(HintCommands, HintTellsTheEnginesSpeed) {
   EXPECT_EQ(store_.last_hint.speeds[0].layout, layout_);
   EXPECT_EQ(store_.last_hint.speeds[0].prefill_tokens_per_s, 1500.5);
   EXPECT_EQ(store_.last_hint.speeds[0].copy_bytes_per_s, 2e9);
+  EXPECT_EQ(store_.last_hint.speeds[0].prefill_half_speed_tokens, 0);
+  EXPECT_EQ(Run({"hint", "--layout", layout_.Hex(), "--prefill-speed", "1500.5",
+                 "--prefill-half-speed-tokens", "30000"})
+                .code,
+            0);
+  EXPECT_EQ(store_.last_hint.speeds.at(0).prefill_half_speed_tokens, 30000);
+  EXPECT_EQ(Run({"hint", "--layout", layout_.Hex(), "--prefill-half-speed-tokens", "30000"}).code,
+            2)
+      << "of no speed";
 }
 
 TEST_F(HintCommands, TopShowsTheQueueTheWindowsAndEachDecisionOnce) {

@@ -33,6 +33,7 @@ struct HintOptions {
   std::string layout;
   uint64_t max_tokens = kMaxSessionTokens;
   std::optional<double> prefill_speed;
+  double half_speed_tokens = 0;
   double copy_speed = 0;
   std::string file;
 };
@@ -197,8 +198,9 @@ absl::StatusOr<HintRequest> RequestOf(const HintOptions& options) {
     request.items.push_back(std::move(item));
   }
   if (options.prefill_speed.has_value()) {
-    request.speeds.push_back(
-        {.prefill_tokens_per_s = *options.prefill_speed, .copy_bytes_per_s = options.copy_speed});
+    request.speeds.push_back({.prefill_tokens_per_s = *options.prefill_speed,
+                              .prefill_half_speed_tokens = options.half_speed_tokens,
+                              .copy_bytes_per_s = options.copy_speed});
   }
   if (!request.queue && request.items.empty() && request.speeds.empty()) {
     return InvalidArgument("hint: give an ACTION with a SESSION or --tokens, --queue, or --file");
@@ -258,11 +260,16 @@ void AddOptions(CLI::App* command, HintOptions* options) {
       ->type_name("DURATION");
   command->add_option("--priority", options->priority,
                       "For retain: 1 to 3, the higher stays longer; 0 ends it");
+  CLI::Option* const prefill_speed =
+      command
+          ->add_option("--prefill-speed", options->prefill_speed,
+                       "Tokens a second that the engine prefills in --layout, at the start of a "
+                       "context; 0: unknown. Restores that would take longer are declined")
+          ->type_name("N");
   command
-      ->add_option(
-          "--prefill-speed", options->prefill_speed,
-          "Tokens a second that the engine prefills in --layout; 0: unknown. Restores that "
-          "would take longer are declined")
+      ->add_option("--prefill-half-speed-tokens", options->half_speed_tokens,
+                   "Context at which attention has halved that speed; 0: nowhere")
+      ->needs(prefill_speed)
       ->type_name("N");
   command
       ->add_option("--copy-speed", options->copy_speed,
@@ -282,7 +289,7 @@ void AddHintCommand(CommandLine& line) {
       {"turnkeep hint expect alice --stop tool_use", "turnkeep hint prefetch alice bob",
        "turnkeep hint expect alice --in 5s --in 9s --in 30s",
        "turnkeep hint retain alice --ttl 10m --priority 2", "turnkeep hint drop_soon carol",
-       "turnkeep hint --layout layout.json --prefill-speed 12000",
+       "turnkeep hint --layout layout.json --prefill-speed 12000 --prefill-half-speed-tokens 30000",
        "turnkeep hint --queue alice --queue bob", "turnkeep hint --file hints.json"});
   const auto options = std::make_shared<HintOptions>();
   AddOptions(command, options.get());
