@@ -57,6 +57,7 @@ class RawConnection {
       if (!frame.ok()) return std::nullopt;
       if (frame->has_value()) {
         const uint16_t type = (*frame)->header().type;
+        if (type == wire::PROGRESS) ++progress_frames_;
         if (type == wire::SEGMENT_GRANT || type == wire::PROGRESS) continue;
         wire::FrameReader::Keep(**frame);
         return std::move(**frame);
@@ -127,12 +128,15 @@ class RawConnection {
 
   void Close() { fd_.Reset(); }
   int fd() const { return fd_.get(); }
+  // Of the frames that Receive passed over.
+  int progress_frames() const { return progress_frames_; }
 
  private:
   static absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
 
   UniqueFd fd_;
   wire::FrameReader reader_;
+  int progress_frames_ = 0;
 };
 
 }  // namespace turnkeep::testing

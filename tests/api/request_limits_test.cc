@@ -1,6 +1,8 @@
 // What the daemon takes of the numbers, names and lists in a client's requests: what cannot be is
 // refused before it is used, and what is too much is clipped.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -106,6 +108,23 @@ TEST_F(RequestLimits, IdsTokensAndHashesOfWrongLengthsAreRefused) {
   EXPECT_EQ(daemon_.server().counts().tickets, 0u);
 }
 
+TEST(WireLimits, APromptIsASessionsTokensAtMost) {
+  std::vector<std::byte> raw(sizeof(uint32_t) * (kMaxSessionTokens + 1));
+  wire::ReceivedPrompt prompt;
+  const absl::Status refused = wire::FromWire(wire::Prompt(), raw, &prompt);
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_THAT(MessageOf(refused), HasSubstr("16777217 tokens, the limit is 16777216"));
+  raw.resize(sizeof(uint32_t) * kMaxSessionTokens);
+  EXPECT_TRUE(wire::FromWire(wire::Prompt(), raw, &prompt).ok());
+}
+
+TEST(WireLimits, ADurationBeyondAllNumbersHasNoEnd) {
+  EXPECT_EQ(wire::FromMicros(0), absl::ZeroDuration());
+  EXPECT_EQ(wire::FromMicros(1'000'000), absl::Seconds(1));
+  for (const int64_t micros : {int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX / 4096 + 1})
+    EXPECT_EQ(wire::FromMicros(micros), absl::InfiniteDuration()) << micros;
+}
+
 TEST_F(RequestLimits, FramesThatOnlyADaemonSendsEndTheConnection) {
   for (const wire::MessageType type : {wire::ERROR, wire::VERIFY_PROGRESS, wire::PROGRESS,
                                        wire::SEGMENT_GRANT, wire::SEGMENT_REVOKE}) {
@@ -120,6 +139,15 @@ TEST_F(RequestLimits, FramesThatOnlyADaemonSendsEndTheConnection) {
   ASSERT_TRUE(reply.SendFrame({.type = wire::STATUS, .flags = wire::kFlagReply}, ""));
   EXPECT_THAT(MessageOf(reply.ReceiveError()), HasSubstr("flags 0x1 in a request"));
   EXPECT_TRUE(reply.SeesEnd());
+}
+
+TEST_F(RequestLimits, AHelloOfAnOlderClientIsAnsweredNamingBoth) {
+  RawConnection raw(daemon_.socket_path());
+  ASSERT_TRUE(raw.Request(wire::HELLO, 0, wire::Hello()));
+  const absl::Status refused = raw.ReceiveError();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(MessageOf(refused), HasSubstr("versions 0 to 0, this daemon 1 to 1"));
+  EXPECT_TRUE(raw.SeesEnd());
 }
 
 // Its name goes into the log and to whoever asks who has a chunk.

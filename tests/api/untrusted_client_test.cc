@@ -5,19 +5,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <deque>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "api/forwarding_store.h"
+#include "api/odd_store.h"
 #include "api/raw_connection.h"
 #include "api/server.h"
 #include "core/status.h"
@@ -30,89 +26,6 @@ namespace turnkeep::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-// Holds back what it is asked for while it is told to, and can name another tenant as the one that
-// a segment belongs to.
-class OddStore : public ForwardingStore {
- public:
-  using ForwardingStore::ForwardingStore;
-
-  void Hold() {
-    absl::MutexLock lock(&mutex_);
-    holds_ = true;
-  }
-  // What was held, in its order, and nothing more.
-  void LetGo() {
-    std::deque<std::function<void()>> held;
-    {
-      absl::MutexLock lock(&mutex_);
-      holds_ = false;
-      held.swap(held_);
-    }
-    for (const auto& answer : held) answer();
-  }
-  int waiting() const { return waiting_; }
-  size_t held() const {
-    absl::MutexLock lock(&mutex_);
-    return held_.size();
-  }
-
-  absl::StatusOr<TenantNumber> OpenTenant(const std::string& name) override {
-    WaitForLetGo();
-    return below().OpenTenant(name);
-  }
-  void BeginSave(TenantNumber tenant, const SaveRequest& request, SaveDone done) override {
-    below().BeginSave(tenant, request, Held(std::move(done)));
-  }
-  void BeginRestore(TenantNumber tenant, const RestoreRequest& request, RestoreDone done,
-                    std::function<bool()> abandoned) override {
-    restore_deadline = request.deadline;
-    below().BeginRestore(tenant, request, Held(std::move(done)), std::move(abandoned));
-  }
-  absl::StatusOr<VerifyReport> Verify(TenantNumber, const VerifyRequest&,
-                                      const std::function<void(uint64_t, uint64_t)>&,
-                                      const std::function<bool()>&) override {
-    WaitForLetGo();
-    return VerifyReport{};
-  }
-  absl::StatusOr<SegmentGrant> Segment(uint32_t segment) override {
-    auto grant = below().Segment(segment);
-    if (grant.ok()) grant->tenant += others_segments ? 1 : 0;
-    return grant;
-  }
-
-  bool others_segments = false;  // before the server starts
-  absl::Duration restore_deadline;
-
- private:
-  void WaitForLetGo() {
-    absl::MutexLock lock(&mutex_);
-    ++waiting_;
-    const auto free = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !holds_; };
-    mutex_.Await(absl::Condition(&free));
-    --waiting_;
-  }
-  template <typename Result>
-  std::function<void(Result)> Held(std::function<void(Result)> done) {
-    return [this, done = std::move(done)](Result result) {
-      {
-        absl::MutexLock lock(&mutex_);
-        if (holds_) {
-          held_.push_back([done, kept = std::make_shared<Result>(std::move(result))] {
-            done(std::move(*kept));
-          });
-          return;
-        }
-      }
-      done(std::move(result));
-    };
-  }
-
-  mutable absl::Mutex mutex_;
-  bool holds_ ABSL_GUARDED_BY(mutex_) = false;
-  std::deque<std::function<void()>> held_ ABSL_GUARDED_BY(mutex_);
-  std::atomic<int> waiting_{0};  // threads in WaitForLetGo
-};
 
 std::string TokenBytes(uint64_t seed, uint64_t count) {
   const std::vector<uint32_t> tokens = MakeTokens(seed, count);
@@ -221,6 +134,23 @@ TEST_F(UntrustedClient, ASegmentOfAnotherTenantIsNotGiven) {
   EXPECT_TRUE(absl::IsInternal(restore)) << restore;
   EXPECT_EQ(server_->counts().granted_segments, 0u);
   EXPECT_TRUE(LeftNothing());
+}
+
+TEST_F(UntrustedClient, ASegmentIsGivenOnceAndTakenFromWhomItWasGivenTo) {
+  Serve();
+  RawConnection raw(socket());
+  RawConnection another(socket());
+  ASSERT_TRUE(raw.Hello() && another.Hello());
+  for (const uint64_t ticket : {1, 2, 3}) {
+    ASSERT_TRUE(SendBeginRestore(raw, ticket));
+    ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  }
+  EXPECT_EQ(server_->counts().granted_segments, 1u);
+  for (uint32_t segment = 0; segment < 10; ++segment) odd_->ReleaseSegment(segment);
+  ASSERT_TRUE(Eventually([&] { return server_->counts().granted_segments == 0; }));
+  EXPECT_EQ(raw.Receive()->header().type, wire::SEGMENT_REVOKE);
+  ASSERT_TRUE(another.Request(wire::STATUS, 1, wire::Empty()));
+  EXPECT_EQ(another.Receive()->header().type, wire::STATUS) << "it was given none";
 }
 
 // ---- before the greeting ---------------------------------------------------------
@@ -358,6 +288,22 @@ TEST_F(UntrustedClient, WhatBeginsAfterItsReleaseIsNotTheNextTicketOfThatNumber)
   EXPECT_EQ(store_->GetStatus().open_tickets, 2u) << "what was released is gone";
 }
 
+TEST_F(UntrustedClient, ProgressOfARestoreThatHasEndedIsNotTheNextOnes) {
+  odd_->late_progress = true;
+  Serve();
+  RawConnection raw(socket());
+  ASSERT_TRUE(raw.Hello());
+  ASSERT_TRUE(SendBeginRestore(raw, 1));
+  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  wire::TicketRef ref;
+  ref.set_ticket(1);
+  ASSERT_TRUE(raw.Request(wire::RELEASE, 0, ref) && SendBeginRestore(raw, 1));
+  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_RESTORE);
+  ASSERT_TRUE(raw.Request(wire::STATUS, 2, wire::Empty()));
+  ASSERT_EQ(raw.Receive()->header().type, wire::STATUS);
+  EXPECT_EQ(raw.progress_frames(), 0);
+}
+
 TEST_F(UntrustedClient, ARestoreThatBeginsTooLateLeavesNothing) {
   Serve();
   RawConnection raw(socket());
@@ -400,6 +346,37 @@ TEST_F(UntrustedClient, ANumberIsOneTicketsWhateverItsKind) {
   EXPECT_EQ(server_->counts().tickets, 2u);
 }
 
+// The store seals what is in the slots then.
+TEST_F(UntrustedClient, AWriteWhileTheCommitIsUnderWayChangesNothing) {
+  Serve();
+  RawConnection raw(socket());
+  ASSERT_TRUE(raw.Hello());
+  ASSERT_TRUE(SendBeginSave(raw, 1));
+  ASSERT_EQ(raw.Receive()->header().type, wire::BEGIN_SAVE);
+  wire::PageWrite write;
+  write.set_ticket(1);
+  wire::TicketRef ref;
+  ref.set_ticket(1);
+  odd_->Hold();
+  ASSERT_TRUE(raw.Request(wire::PAGE_WRITE, 0, write, std::string(64, 'p')) &&
+              raw.Request(wire::COMMIT, 2, ref) &&
+              raw.Request(wire::PAGE_WRITE, 0, write, std::string(64, 'q')) &&
+              raw.Request(wire::STATUS, 3, wire::Empty()));
+  ASSERT_EQ(raw.Receive()->header().type, wire::STATUS) << "all has been seen";
+  odd_->LetGo();
+  ASSERT_EQ(raw.Receive()->header().type, wire::COMMIT);
+  ASSERT_TRUE(raw.BeginRestore(4, "t", pattern_.fingerprint()));
+  wire::PageRead read;
+  read.set_ticket(4);
+  read.set_length(64);
+  ASSERT_TRUE(raw.Request(wire::PAGE_READ, 5, read));
+  const auto page = raw.Receive();
+  ASSERT_TRUE(page.has_value());
+  ASSERT_EQ(page->header().type, wire::PAGE_READ);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(page->raw().data()), page->raw().size()),
+            std::string(64, 'p'));
+}
+
 // ---- more than there is room for -------------------------------------------------
 
 // Longer prompts than are matched at once wait for a worker, as imports do.
@@ -435,6 +412,21 @@ TEST_F(UntrustedClient, WhatFindsNoWorkerIsRefusedAndLeavesNothing) {
     ASSERT_TRUE(answer.has_value());
     EXPECT_EQ(answer->header().type, type);
   }
+}
+
+TEST_F(UntrustedClient, NothingOfARequestComesAfterItsAnswer) {
+  odd_->late_progress = true;
+  Serve();
+  RawConnection raw(socket());
+  ASSERT_TRUE(raw.Hello());
+  odd_->Hold();
+  ASSERT_TRUE(raw.SendFrame({.type = wire::VERIFY, .request_id = 1, .time_limit_us = 100'000}, ""));
+  const absl::Status late = raw.ReceiveError();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
+  odd_->LetGo();
+  ASSERT_TRUE(Eventually([&] { return odd_->waiting() == 0; }));
+  ASSERT_TRUE(raw.Request(wire::STATUS, 2, wire::Empty()));
+  EXPECT_EQ(raw.Receive()->header().type, wire::STATUS);
 }
 
 TEST_F(UntrustedClient, ACallThatWaitsTooLongForAWorkerIsNotRun) {
