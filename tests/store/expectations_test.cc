@@ -104,6 +104,18 @@ TEST_F(ExpectationsTest, AQueueIsATenantsAndNotItsHints) {
   EXPECT_EQ(expectations_.UsageOf(1).names, 0u);
 }
 
+// Nor does it go on in the next tenant's where its own has no hints behind it.
+TEST_F(ExpectationsTest, AQueueEndsWithItsTenant) {
+  Set("a", 1, {1});
+  const std::vector<ChunkIndex> two = {2};
+  expectations_.Set({1, Source::kQueue, "b"}, {2, {}, 100}, two, Tell());
+  ASSERT_EQ(expectations_.QueueOf(0).size(), 1u);
+  EXPECT_EQ(expectations_.QueueOf(0)[0].what, "a");
+  ASSERT_EQ(expectations_.QueueOf(1).size(), 1u);
+  EXPECT_EQ(expectations_.QueueOf(1)[0].what, "b");
+  EXPECT_TRUE(expectations_.QueueOf(2).empty());
+}
+
 TEST_F(ExpectationsTest, WhatHasExpiredIsForgotten) {
   Set("a", 1, {1});
   Set("b", 50, {1});

@@ -365,6 +365,72 @@ TEST_F(HintPath, ATenantsHintsLeaveRoomForAnothers) {
   }
 }
 
+// Of chunks, too: half of 4 Mi as soon as there is another.
+TEST_F(HintPath, ATenantsHintedChunksAreItsShare) {
+  const KvPattern tiny(TinyLayout());
+  options_.data_dir.clear();
+  Reopen();
+  ASSERT_TRUE(opened_->store().ForTenant("other").ok());
+  ASSERT_TRUE(kv().RegisterLayout(TinyLayout()).ok());
+  const KvContext context = ContextOf(1, 16 * 1024);
+  ASSERT_TRUE(SaveAll(kv(), tiny, {.session = Name(0), .context = &context}).ok());
+  std::vector<uint64_t> sessions = {0};
+  for (uint64_t i = 1; i <= 2048; ++i) {
+    ASSERT_TRUE(kv().ForkSession({.source = Name(0), .target = Name(i)}).ok());
+    sessions.push_back(i);
+  }
+  const auto answers = Queue(sessions);
+  EXPECT_EQ(answers[2047].outcome, HintOutcome::kAccepted) << answers[2047].reason;
+  EXPECT_EQ(answers[2048].outcome, HintOutcome::kRejected);
+  EXPECT_THAT(answers[2048].reason, HasSubstr("a tenant's limit is 2097152"));
+}
+
+TEST_F(HintPath, TimesAreBetweenNowAndThirtyDays) {
+  options_.data_dir.clear();
+  Reopen();
+  Save(0);
+  const double month_s = absl::ToDoubleSeconds(absl::Hours(24 * 30));
+  const struct {
+    absl::Duration expected_in;
+    double due_in_s;
+  } cases[] = {{absl::Hours(1), 3600},
+               {-absl::Hours(1), 0},
+               {-absl::InfiniteDuration(), 0},
+               {absl::Hours(24 * 31), month_s},
+               {absl::InfiniteDuration(), month_s}};
+  for (const auto& one : cases) {
+    const HintReply reply = kv().Hint({.items = {{.action = HintAction::kExpect,
+                                                  .target = {.session = Name(0)},
+                                                  .expected_in = one.expected_in}}});
+    EXPECT_EQ(reply.items[0].outcome, HintOutcome::kAccepted) << reply.items[0].reason;
+    const auto activity = kv().GetActivity({});
+    ASSERT_EQ(activity->expected.size(), 1u);
+    EXPECT_NEAR(activity->expected[0].due_in_s, one.due_in_s, 1) << one.expected_in;
+  }
+}
+
+TEST_F(HintPath, OnlyTheTokensThatAreMeantAreBrought) {
+  OpenWithSessions();
+  const HintReply reply =
+      kv().Hint({.items = {{.action = HintAction::kPrefetch,
+                            .target = {.session = Name(1), .max_tokens = 64}}}});
+  EXPECT_EQ(reply.items[0].outcome, HintOutcome::kAccepted) << reply.items[0].reason;
+  EXPECT_EQ(Count("hinted_chunks"), 1);
+  ASSERT_TRUE(Eventually([&] { return !Absent(1); }));
+  ASSERT_TRUE(Idle());
+  EXPECT_EQ(kv().StatSession(Name(1))->host_bytes, session_bytes_ / 3);
+}
+
+TEST_F(HintPath, AClosedStoreTakesNoHints) {
+  OpenWithSessions();
+  ASSERT_TRUE(opened_->Close().ok());
+  const HintReply reply =
+      kv().Hint({.queue = std::vector<WaitingRequest>{{.target = {.session = Name(0)}}},
+                 .items = {{.action = HintAction::kShare, .target = {.session = Name(0)}}}});
+  EXPECT_EQ(reply.queue[0].outcome, HintOutcome::kRejected) << reply.queue[0].reason;
+  EXPECT_EQ(reply.items[0].outcome, HintOutcome::kRejected) << reply.items[0].reason;
+}
+
 TEST_F(HintPath, WhatNobodyFulfilsIsForgotten) {
   OpenWithSessions();
   SetWindow(1);

@@ -1,5 +1,7 @@
 // KvStoreSuite: hints are advice; each is answered, none is an error, and none changes a byte.
+#include <cmath>
 #include <limits>
+#include <vector>
 
 #include <gmock/gmock.h>
 
@@ -101,15 +103,91 @@ TEST_P(KvStoreSuite, APrefixIsHintedByTokensOrHashes) {
   EXPECT_EQ(Outcome(kv(), item), "clipped") << "three of four chunks are stored";
   item.target.max_tokens = 64 * 2;
   EXPECT_EQ(Outcome(kv(), item), "accepted") << "of the two that are meant both are";
+  item.target.max_tokens = 100;
+  EXPECT_EQ(Outcome(kv(), item), "accepted") << "they end inside the second";
+  item.target.max_tokens = 64 * 2;
   tokens.assign(64, 7);
   EXPECT_EQ(Outcome(kv(), item), "missing");
   tokens.clear();
-  EXPECT_EQ(Outcome(kv(), item), "rejected") << "neither session nor tokens";
+  const HintAnswer nothing = One(kv(), item);
+  EXPECT_EQ(nothing.outcome, HintOutcome::kRejected);
+  EXPECT_THAT(nothing.reason, HasSubstr("neither a session nor tokens"));
   item.target.block_hashes = {"one", "two"};
   item.target.hashed_token_count = 128;
   EXPECT_EQ(Outcome(kv(), item), "missing");
   item.target.layout = Fingerprint{};
   EXPECT_EQ(Outcome(kv(), item), "rejected") << "a layout that nobody registered";
+}
+
+// Hashes are looked up by the chunk's number.
+TEST_P(KvStoreSuite, AHintedPrefixThatIsNoPromptIsRejected) {
+  const KvPattern pattern = Register(TinyLayout("hashed"), /*hashed=*/true);
+  const KvContext context = ContextOf(1, 16 * 2);
+  Save(pattern, "s", context);
+  HintItem item{.action = HintAction::kShare,
+                .target = {.block_hashes = context.BlockHashes(16),
+                           .hashed_token_count = 16 * 2,
+                           .layout = pattern.fingerprint()}};
+  EXPECT_EQ(Outcome(kv(), item), "accepted");
+  const auto rejected = [&](const char* why) {
+    const HintAnswer answer = One(kv(), item);
+    EXPECT_EQ(answer.outcome, HintOutcome::kRejected) << why;
+    EXPECT_THAT(answer.reason, HasSubstr(why));
+  };
+  for (const uint64_t count : {uint64_t{16 * 4}, uint64_t{1} << 24}) {
+    item.target.hashed_token_count = count;
+    rejected("block_hashes, there are 2");
+  }
+  item.target.hashed_token_count = (uint64_t{1} << 24) + 1;
+  rejected("outside 1..16777216");
+  item.target.hashed_token_count = 16 * 2;
+  item.target.tokens = context.tokens();
+  rejected("both tokens (32) and block_hashes (2)");
+  item.target.tokens.clear();
+  item.target.block_hashes[1] = BlockHash(kMaxBlockHashBytes + 1, 'h');
+  rejected("block_hashes[1] has 65 bytes");
+}
+
+TEST_P(KvStoreSuite, WhatIsRetainedUnderAnotherNameIsNotDropped) {
+  const KvPattern pattern = Register(BlockLayout());
+  const KvContext context = ContextOf(1, 64 * 2);
+  Save(pattern, "s", context);
+  HintItem prefix{.action = HintAction::kRetain,
+                  .target = {.tokens = context.tokens(), .layout = pattern.fingerprint()}};
+  EXPECT_EQ(Outcome(kv(), prefix), "accepted");
+  const HintAnswer kept = One(kv(), Item(HintAction::kDropSoon, "s"));
+  EXPECT_EQ(kept.outcome, HintOutcome::kClipped);
+  EXPECT_THAT(kept.reason, HasSubstr("2 of 2 chunks stay for others"));
+  prefix.priority = 0;
+  EXPECT_EQ(Outcome(kv(), prefix), "accepted");
+  EXPECT_EQ(Outcome(kv(), Item(HintAction::kRetain, "s")), "accepted");
+  EXPECT_EQ(Outcome(kv(), Item(HintAction::kDropSoon, "s")), "accepted") << "its own ends with it";
+}
+
+TEST_P(KvStoreSuite, AQueueIsItsTenantsAlone) {
+  const auto other = store().Tenant("other");
+  if (other == nullptr) GTEST_SKIP() << "there is one tenant";
+  const KvPattern pattern = Register(BlockLayout());
+  const KvContext context = ContextOf(1, 64 * 2);
+  Save(pattern, "s", context);
+  ASSERT_TRUE(other->RegisterLayout(pattern.layout()).ok());
+  ASSERT_TRUE(SaveAll(*other, pattern, {.session = "s", .context = &context}).ok());
+  const HintRequest queue{.queue = std::vector<WaitingRequest>{{.target = {.session = "s"}}}};
+  const HintRequest none{.queue = std::vector<WaitingRequest>{}};
+  const auto expected = [](KvStore& kv) { return kv.GetActivity({})->expected_count; };
+  kv().Hint(queue);
+  other->Hint(queue);
+  EXPECT_EQ(expected(kv()), 1u);
+  EXPECT_EQ(expected(*other), 1u);
+  ASSERT_TRUE(RestoreAndCheck(*other, pattern, {.session = "s", .context = &context}).ok());
+  EXPECT_EQ(expected(kv()), 1u) << "the other tenant's has come";
+  EXPECT_EQ(expected(*other), 0u);
+  other->Hint(none);
+  EXPECT_EQ(expected(kv()), 1u) << "the other tenant's queue is empty";
+  other->Hint(queue);
+  kv().Hint(none);
+  EXPECT_EQ(expected(kv()), 0u);
+  EXPECT_EQ(expected(*other), 1u);
 }
 
 TEST_P(KvStoreSuite, RetainIsBoundedAndClipped) {
@@ -227,21 +305,23 @@ TEST_P(KvStoreSuite, AnEnginesSpeedIsTakenForALayoutThatIsKnown) {
   Save(pattern, "s", ContextOf(1, 40));
   EngineSpeed speed{.layout = pattern.fingerprint(), .prefill_tokens_per_s = 1};
   EngineSpeed unknown{.prefill_tokens_per_s = 1};
-  EngineSpeed negative = speed;
-  negative.copy_bytes_per_s = -1;
-  HintRequest request = {.speeds = {speed, unknown, negative}};
-  for (const double tokens :
-       {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
-    request.speeds.push_back(speed);
-    request.speeds.back().prefill_half_speed_tokens = tokens;
+  HintRequest request = {.speeds = {speed, unknown}};
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (double EngineSpeed::*field :
+       {&EngineSpeed::prefill_half_speed_tokens, &EngineSpeed::prefill_tokens_per_s,
+        &EngineSpeed::copy_bytes_per_s}) {
+    for (const double no_rate : {-1.0, infinity, -infinity, std::nan("")}) {
+      request.speeds.push_back(speed);
+      request.speeds.back().*field = no_rate;
+    }
   }
   const HintReply reply = kv().Hint(request);
-  ASSERT_EQ(reply.speeds.size(), 6u);
+  ASSERT_EQ(reply.speeds.size(), 14u);
   EXPECT_EQ(reply.speeds[0].outcome, HintOutcome::kAccepted) << reply.speeds[0].reason;
   for (size_t i = 1; i < reply.speeds.size(); ++i) {
     EXPECT_EQ(reply.speeds[i].outcome, HintOutcome::kRejected) << i;
   }
-  EXPECT_THAT(reply.speeds[3].reason, HasSubstr("half of it at -1 tokens"));
+  EXPECT_THAT(reply.speeds[2].reason, HasSubstr("half of it at -1 tokens"));
   const auto explanation = kv().Explain({.session = "s"});
   EXPECT_DOUBLE_EQ(explanation->recompute_us, 40e6);
   EXPECT_EQ(explanation->declined_tokens, 0u) << "an engine so slow takes all";
