@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "api/wire_fields.h"
 #include "api/wire_messages.h"
 #include "core/limits.h"
 #include "core/status.h"
@@ -79,6 +80,7 @@ absl::StatusOr<std::string> Tree(KvStore& store, const wire::Frame& frame) {
 }
 
 absl::StatusOr<std::string> Explain(KvStore& store, const wire::Frame& frame) {
+  TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kExplainFields));
   TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::ExplainRequest>(frame.payload()));
   wire::ReceivedPrompt prompt;
   ExplainRequest request;
@@ -137,6 +139,7 @@ absl::StatusOr<std::string> RunStoreCall(KvStore& store, const wire::Frame& fram
     case wire::TREE:
       return Tree(store, frame);
     case wire::HINT: {
+      TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kHintFields));
       TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::HintRequest>(frame.payload()));
       TK_ASSIGN_OR_RETURN(const HintRequest request, wire::FromWire(message));
       wire::HintReply reply;

@@ -6,6 +6,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "api/wire_fields.h"
 #include "api/wire_messages.h"
 #include "api/wire_plan.h"
 #include "core/check.h"
@@ -139,6 +140,7 @@ std::function<void(Result)> ConnectionTickets::Begun(uint64_t ticket, const Want
 
 absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
                                           const std::shared_ptr<Responder>& responder) {
+  TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kSaveFields));
   TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::BeginSaveRequest>(frame.payload()));
   TK_RETURN_IF_ERROR(CheckNewTicket(message.ticket()));
   // Shared by the worker that may run this and nobody else.
@@ -175,6 +177,7 @@ absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
 
 absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
                                             const std::shared_ptr<Responder>& responder) {
+  TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kImportFields));
   TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::BeginImportRequest>(frame.payload()));
   TK_RETURN_IF_ERROR(CheckNewTicket(message.ticket()));
   auto request = wire::FromWire(message);
@@ -271,6 +274,7 @@ absl::Status ConnectionTickets::Commit(const wire::Frame& frame,
 
 absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
                                              const std::shared_ptr<Responder>& responder) {
+  TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kRestoreFields));
   TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::BeginRestoreRequest>(frame.payload()));
   TK_RETURN_IF_ERROR(CheckNewTicket(message.ticket()));
   struct Job {

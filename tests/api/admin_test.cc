@@ -1,6 +1,9 @@
 #include "api/admin.h"
 
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -94,6 +97,22 @@ TEST_F(AdminHttp, HalfARequestIsEndedInTime) {
   const absl::Time start = absl::Now();
   EXPECT_EQ(Exchange("GET /healthz HT"), "");
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+}
+
+TEST(AdminLimits, ConnectionsAreBounded) {
+  DaemonHarness daemon(HarnessOptions{.admin = true, .server = {.max_admin_connections = 2}});
+  const std::string request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  std::vector<UniqueFd> open;
+  for (const bool answered : {true, true, false}) {
+    auto fd = ConnectUnix(daemon.admin_socket_path(), deadline);
+    ASSERT_TRUE(fd.ok()) << fd.status();
+    (void)::send(fd->get(), request.data(), request.size(), MSG_NOSIGNAL);
+    ASSERT_TRUE(WaitForFd(fd->get(), POLLIN, deadline).ok());
+    char first = 0;
+    EXPECT_EQ(::recv(fd->get(), &first, 1, 0) == 1, answered);
+    open.push_back(*std::move(fd));
+  }
 }
 
 TEST_F(AdminHttp, StatusIsJson) {

@@ -181,6 +181,45 @@ TEST_F(RequestLimits, AReportOfAnotherNumberOfChunksEndsTheConnection) {
   }
 }
 
+// Of two bytes each, so many that they would be gigabytes before anything could refuse them.
+TEST_F(RequestLimits, MoreFieldsThanARequestCanHaveAreNotTakenApart) {
+  RawConnection raw(daemon_.socket_path());
+  ASSERT_TRUE(raw.Hello());
+  const auto fields = [](char number, size_t count) {
+    std::string bytes(2 * count, '\0');
+    for (size_t i = 0; i < count; ++i) bytes[2 * i] = static_cast<char>(number << 3 | 2);
+    return bytes;
+  };
+  const auto in_field = [](char number, const std::string& bytes) {
+    wire::Layout message;  // of which field 1 is any bytes
+    message.set_encoding(bytes);
+    std::string out = message.SerializeAsString();
+    out[0] = static_cast<char>(number << 3 | 2);
+    return out;
+  };
+  constexpr size_t kMany = 8 << 20;
+  const struct {
+    wire::MessageType type;
+    std::string payload;
+    const char* why;
+  } cases[] = {
+      {wire::HINT, fields(3, kMany), "hint: more than 16385 fields in 16777216 bytes"},
+      {wire::HINT, fields(2, 20'000), "hint: more than 16385 fields"},
+      {wire::BEGIN_IMPORT, fields(4, kMany), "begin import: more than 4194560 fields"},
+      {wire::BEGIN_SAVE, in_field(5, fields(1, kMany)), "begin save: more than 1048640 fields"},
+      {wire::BEGIN_RESTORE, in_field(3, fields(1, kMany)), "begin restore: more than"},
+      {wire::EXPLAIN, in_field(2, fields(1, kMany)), "explain: more than"},
+  };
+  for (const auto& one : cases) {
+    ASSERT_TRUE(
+        raw.SendFrame({.type = static_cast<uint16_t>(one.type), .request_id = 1}, one.payload));
+    const absl::Status refused = raw.ReceiveError();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+    EXPECT_THAT(MessageOf(refused), HasSubstr(one.why));
+  }
+  EXPECT_TRUE(IsOpen(raw));
+}
+
 // As an unlimited one, and not as one that is over.
 TEST_F(RequestLimits, ATimeLimitBeyondAllNumbersIsNone) {
   RawConnection raw(daemon_.socket_path());
