@@ -2,8 +2,11 @@
 
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
+#include <string>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -102,6 +105,25 @@ TEST(Listener, RefusesAFolderThatOthersCanWrite) {
   const auto refused = UnixListener::Open("socket", folder + "/s");
   EXPECT_TRUE(absl::IsInvalidArgument(refused.status()));
   EXPECT_THAT(MessageOf(refused.status()), HasSubstr("0777"));
+}
+
+TEST(Listener, RefusesAFolderOfAnotherUser) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can give a folder away";
+  TemporaryDirectory directory;
+  const std::string folder = directory.path() + "/others";
+  ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
+  ASSERT_EQ(::chown(folder.c_str(), 65534, 65534), 0);
+  const auto refused = UnixListener::Open("socket", folder + "/s");
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.status()));
+  EXPECT_THAT(MessageOf(refused.status()), HasSubstr("owner 65534"));
+}
+
+TEST(Listener, FollowsNoLinkToALock) {
+  TemporaryDirectory directory;
+  const std::string path = directory.path() + "/s";
+  ASSERT_EQ(::symlink((directory.path() + "/elsewhere").c_str(), (path + ".lock").c_str()), 0);
+  EXPECT_FALSE(UnixListener::Open("socket", path).ok());
+  EXPECT_FALSE(std::filesystem::exists(directory.path() + "/elsewhere"));
 }
 
 TEST(Server, WildcardAndForeignAddressesAreRefused) {
