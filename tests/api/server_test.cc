@@ -18,6 +18,7 @@
 #include "testing/client_factory.h"
 #include "testing/kv_pattern.h"
 #include "testing/layouts.h"
+#include "testing/standard_layouts.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -167,6 +168,24 @@ TEST(Server, TenantsDoNotSeeEachOther) {
   EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.session = "a", .context = &context})->token_count, 0);
   EXPECT_EQ(RestoreAndCheck(*bob, pattern, {.context = &context})->token_count, 0);
   EXPECT_TRUE(bob->ListSessions({})->empty());
+}
+
+// The kernel passes at most 253 descriptors at once, the daemon 128 in a frame.
+TEST(Server, ATicketMayLieInMoreSegmentsThanOneFrameCarries) {
+  constexpr uint64_t kSegments = 300;
+  DaemonHarness daemon({.host_bytes = 16 * kMiB, .host_segment_bytes = 16 * kKiB});
+  const KvPattern pattern(TinyLayout());  // four slots of 4 KiB a segment
+  const KvContext context = ContextOf(3, 16 * 4 * kSegments);
+  const auto client = daemon.UnixClient();
+  ASSERT_TRUE(client->RegisterLayout(pattern.layout()).ok());
+  ASSERT_TRUE(SaveAll(*client, pattern, {.session = "s", .context = &context}).ok());
+  EXPECT_EQ(daemon.server().counts().granted_segments, kSegments);
+  const auto another = daemon.UnixClient();
+  ASSERT_TRUE(another->RegisterLayout(pattern.layout()).ok());
+  const auto restored = RestoreAndCheck(*another, pattern, {.session = "s", .context = &context});
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->token_count, context.size());
+  EXPECT_EQ(daemon.server().counts().granted_segments, 2 * kSegments);
 }
 
 TEST(Server, BothSidesMaySleepAtOnceOrLookForMore) {
