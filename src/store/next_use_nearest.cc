@@ -109,7 +109,9 @@ ChunkIndex NextUsePolicy::FindNearest(const std::function<bool(ChunkIndex)>& acc
 }
 
 double NextUsePolicy::Worth(ChunkIndex chunk) const {
-  const bool known = chunk < states_.size() && states_[chunk].last_use_ns != kNever;
+  if (chunk >= states_.size()) return 0;
+  if (states_[chunk].expected) return ExpectedValue(expected_.at(chunk));
+  const bool known = states_[chunk].last_use_ns != kNever;
   return known && !values_.empty() ? ValueOf(states_[chunk].use_class, chunk) : 0;
 }
 

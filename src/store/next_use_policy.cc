@@ -1,6 +1,7 @@
 #include "store/next_use_policy.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -14,10 +15,9 @@ namespace {
 constexpr uint64_t kMaxSamples = 1 << 16;
 // Experience halves after so many samples.
 constexpr uint64_t kHalfLife = 1 << 19;
-constexpr uint64_t kLongContextTokens = 2048;
-constexpr uint64_t kVeryLongContextTokens = 16384;
 constexpr double kGapSeconds = 15;  // and four times as long, and sixteen times
-// Values are made again after 1, 2, 4, … and then every so many decisions.
+// Values are made again after 1, 2, 4, … and then every so many decisions, ratios after as many
+// samples too, since what is used now is classed by them for as long as it is not used again.
 constexpr uint32_t kRefreshEvery = 4096;
 
 uint32_t HashOf(ChunkIndex chunk) {
@@ -26,9 +26,24 @@ uint32_t HashOf(ChunkIndex chunk) {
   return x * 2246822519u;
 }
 
+// 0 below `first`, 1 below the next step, ...; at most `most`. Every step is 2^`bits` times as
+// long.
+uint32_t LevelOf(uint64_t tokens, uint64_t first, uint32_t bits, uint32_t most) {
+  uint32_t level = 0;
+  for (; level < most && tokens >= first; first <<= bits) ++level;
+  return level;
+}
+
 }  // namespace
 
-NextUsePolicy::NextUsePolicy() {
+NextUsePolicy::NextUsePolicy() : classes_of_(kCells, kNoClass) {
+  for (uint32_t c = 0; c < kTailClass; ++c) {
+    const auto ratio = [](uint32_t score) {
+      return std::exp2((static_cast<float>(score) - kEvenScore) / 2);
+    };
+    hazards_.SetPrior(c, 0, ratio(c / kScores));
+    hazards_.SetPrior(c, 1, ratio(c % kScores));
+  }
   heads_.fill(kNoChunk);
   head_values_.fill(std::numeric_limits<float>::infinity());
   // A node whose classes are all empty must be won by one of them: another's worth may change
@@ -39,28 +54,45 @@ NextUsePolicy::NextUsePolicy() {
   }
 }
 
-uint32_t NextUsePolicy::TurnClassOf(const TurnInfo& turn) {
-  if (turn.tail) return kTurnClasses;
-  const uint32_t number = turn.number <= 1 ? 0 : turn.number <= 4 ? 1 : 2;
-  const bool known = turn.new_tokens != TurnInfo::kUnknownTokens;
-  const uint32_t share = !known || turn.new_tokens > turn.context_tokens / 2 ? 0
-                         : turn.new_tokens > turn.context_tokens / 8         ? 1
-                                                                             : 2;
-  const uint32_t context = turn.context_tokens < kLongContextTokens       ? 0
-                           : turn.context_tokens < kVeryLongContextTokens ? 1
-                                                                          : 2;
-  return ((number * kShares + share) * kContexts + context) * kStopReasons +
-         static_cast<uint32_t>(turn.stop);
+uint32_t NextUsePolicy::TurnCellOf(const TurnInfo& turn) {
+  if (turn.tail) return kTurnCells;
+  const uint32_t tenant = std::min<uint32_t>(turn.tenant, kTenants - 1);
+  static constexpr uint8_t kTurnLevels[] = {0, 0, 1, 2, 3, 4, 4, 4};
+  const uint32_t number = turn.number < 8 ? kTurnLevels[turn.number] : kTurns - 1;
+  const auto known = [](uint64_t tokens) { return tokens != TurnInfo::kUnknownTokens; };
+  const uint32_t fresh =
+      known(turn.new_tokens) ? 1 + LevelOf(turn.new_tokens, 256, 2, kNews - 2) : 0;
+  const uint32_t context =
+      turn.context_tokens > 0 ? 1 + LevelOf(turn.context_tokens, 512, 1, kContexts - 2) : 0;
+  const uint32_t answer =
+      known(turn.answer_tokens) ? 1 + LevelOf(turn.answer_tokens, 16, 2, kAnswers - 2) : 0;
+  uint32_t cell = tenant;
+  cell = cell * kTurns + number;
+  cell = cell * kNews + fresh;
+  cell = cell * kContexts + context;
+  cell = cell * kAnswers + answer;
+  return cell * kStopReasons + static_cast<uint32_t>(turn.stop);
 }
 
 uint32_t NextUsePolicy::GapOf(double gap_s) {
   return gap_s < kGapSeconds ? 1 : gap_s < 4 * kGapSeconds ? 2 : gap_s < 16 * kGapSeconds ? 3 : 4;
 }
 
-uint32_t NextUsePolicy::ClassOf(const State& state) {
+uint32_t NextUsePolicy::ScoresOf(uint32_t cell) const {
+  uint32_t scores = 0;
+  for (const UseRatios& ratios : ratios_) {
+    const float level = std::round(2 * std::log2(ratios.Ratio(cell))) + kEvenScore;
+    scores = scores * kScores + static_cast<uint32_t>(std::clamp(level, 0.f, kScores - 1.f));
+  }
+  return scores;
+}
+
+uint32_t NextUsePolicy::ClassOf(const State& state) const {
   if (state.left > 0) return kLeftClass + state.left - 1;
-  return state.turn_class == kTurnClasses ? kTailClass
-                                          : state.gap * kTurnClasses + state.turn_class;
+  if (state.turn_cell == kTurnCells) return kTailClass;
+  if (state.running) return kRunningClass + state.gap;
+  const uint16_t known = classes_of_[CellOf(state)];
+  return known != kNoClass ? known : ScoresOf(CellOf(state));
 }
 
 NextUsePolicy::State& NextUsePolicy::At(ChunkIndex chunk) { return AtChunk(states_, chunk); }
@@ -74,7 +106,11 @@ void NextUsePolicy::Insert(ChunkIndex chunk, uint64_t, int64_t now_ns) {
   State& state = At(chunk);
   // A promotion inserts what a use has just touched.
   if (state.last_use_ns == kNever) Use(chunk, state, now_ns);
-  Push(state.use_class, chunk);
+  if (state.expected) {
+    TK_CHECK(expected_members_.emplace(expected_[chunk], chunk).second);
+  } else {
+    Push(state.use_class, chunk);
+  }
 }
 
 void NextUsePolicy::Touch(ChunkIndex chunk, int64_t now_ns) {
@@ -86,8 +122,13 @@ void NextUsePolicy::Touch(ChunkIndex chunk, int64_t now_ns) {
 }
 
 void NextUsePolicy::Remove(ChunkIndex chunk) {
-  TK_CHECK(links_.Contains(chunk));
-  Unlink(states_[chunk].use_class, chunk);
+  const State& state = At(chunk);
+  if (state.expected) {
+    TK_CHECK(expected_members_.erase({expected_[chunk], chunk}) == 1);
+  } else {
+    TK_CHECK(links_.Contains(chunk));
+    Unlink(state.use_class, chunk);
+  }
 }
 
 // What was observed of it ends here: neither used nor unused later.
@@ -96,6 +137,7 @@ void NextUsePolicy::Forget(ChunkIndex chunk) {
   if (chunk >= states_.size()) return;
   State& state = states_[chunk];
   if (state.below != kNotBelow) LeaveBelow(chunk, state);
+  if (state.expected) expected_.erase(chunk);
   state = State{};
 }
 
@@ -103,25 +145,30 @@ void NextUsePolicy::NoteTurn(ChunkIndex chunk, const TurnInfo& turn, int64_t now
   if (turn.next != kNoChunk) At(turn.next);
   State& state = At(chunk);
   const bool later = now_ns != state.last_use_ns;
+  const bool chosen = Choose(chunk, turn.next);
   if (turn.is_use) {
     const bool same_turn = turn.goes_on && state.running;
     // Who never tells of ends has its uses counted from one to the next.
     const bool runs = turn.running && ends_are_told_;
-    if (later && !same_turn) Observe(chunk, state, now_ns, /*sample=*/!runs);
+    if (later && !same_turn) {
+      Observe(chunk, state, now_ns, /*sample=*/chosen && !runs);
+      if (chosen && runs) ObserveFromBegin(chunk, state, now_ns);
+    }
     state.running = runs;
   } else {
-    if (later) Restart(chunk, state, now_ns);
+    if (later) Restart(chunk, state, now_ns, chosen);
     state.running = false;
     ends_are_told_ = true;
   }
   if (turn.next != kNoChunk) GoOn(state, turn.next, now_ns);
-  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
+  state.turn_cell = static_cast<uint16_t>(TurnCellOf(turn));
   SetClass(chunk, state);
   if (later && links_.Contains(chunk)) MoveToNewest(state.use_class, chunk);
 }
 
 void NextUsePolicy::SetClass(ChunkIndex chunk, State& state) {
   const uint32_t use_class = ClassOf(state);
+  if (use_class < kTailClass) classes_of_[CellOf(state)] = static_cast<uint16_t>(use_class);
   if (use_class != state.use_class && links_.Contains(chunk)) {
     Unlink(state.use_class, chunk);
     Push(use_class, chunk);
@@ -141,7 +188,7 @@ void NextUsePolicy::GoOn(State& state, ChunkIndex next, int64_t now_ns) {
   if (before == next || before == kNoChunk || state.forks == kMaxForks) return;
   const State& other = states_[before];
   // A tail is always replaced.
-  if (other.last_use_ns >= now_ns || other.turn_class == kTurnClasses) return;
+  if (other.last_use_ns >= now_ns || other.turn_cell == kTurnCells) return;
   LeaveBehind(before, ++state.forks);
 }
 
@@ -159,7 +206,21 @@ void NextUsePolicy::LeaveBehind(ChunkIndex first, uint8_t fork) {
 
 // ---- learning --------------------------------------------------------------------
 
-bool NextUsePolicy::Sampled(ChunkIndex chunk) const { return HashOf(chunk) < sample_threshold_; }
+bool NextUsePolicy::Choose(ChunkIndex chunk, ChunkIndex next) {
+  told_count_ = next != kNoChunk && next == told_ ? told_count_ + 1 : 1;
+  told_ = chunk;
+  return std::has_single_bit(told_count_);
+}
+
+bool NextUsePolicy::Watched(ChunkIndex chunk) const { return HashOf(chunk) <= sample_threshold_; }
+
+bool NextUsePolicy::Holds(const Sample& sample) const {
+  const State& state = states_[sample.chunk];
+  if (state.expected) return false;
+  const int64_t since_ns = sample.from_begin ? state.begin_ns : state.last_use_ns;
+  return since_ns == sample.time_ns &&
+         (sample.from_begin ? Watched(sample.chunk) : Sampled(sample.chunk));
+}
 
 void NextUsePolicy::Use(ChunkIndex chunk, State& state, int64_t now_ns) {
   Observe(chunk, state, now_ns, /*sample=*/true);
@@ -172,32 +233,58 @@ void NextUsePolicy::AdvanceTo(int64_t now_ns) {
   AdvanceSamples();
 }
 
+void NextUsePolicy::CountUse(ChunkIndex chunk, const State& state, int64_t now_ns) {
+  const auto age_since = [now_ns](int64_t from_ns) {
+    return UseHazards::AgeOf(static_cast<double>(now_ns - from_ns) * 1e-9);
+  };
+  if (state.begin_ns != kNever && Watched(chunk)) {
+    hazards_.Used(kRunningClass + state.gap, age_since(state.begin_ns));
+  }
+  if (state.last_use_ns == kNever || state.running || !Sampled(chunk)) return;
+  const uint32_t age = age_since(state.last_use_ns);
+  hazards_.Used(state.use_class, age);
+  if (state.use_class < kTailClass) ratios_[hazards_.PhaseOf(age)].Used(CellOf(state));
+}
+
 // A use ends what was observed since the one before it, unless that one's turn was running all the
 // while. Without `sample` nothing is observed from here on: the end of the turn begins it.
 void NextUsePolicy::Observe(ChunkIndex chunk, State& state, int64_t now_ns, bool sample) {
   AdvanceTo(now_ns);
   if (state.last_use_ns != kNever) {
+    if (!state.expected) CountUse(chunk, state, now_ns);
     const double gap_s = static_cast<double>(now_ns - state.last_use_ns) * 1e-9;
-    if (Sampled(chunk) && !state.running) hazards_.Used(state.use_class, UseHazards::AgeOf(gap_s));
     state.gap = static_cast<uint8_t>(GapOf(gap_s));
   }
+  state.begin_ns = kNever;
   state.last_use_ns = now_ns;
   state.left = 0;
-  if (sample && Sampled(chunk)) TakeSample(chunk, now_ns);
+  state.sampled = sample;
+  if (Sampled(chunk)) TakeSample({chunk, /*from_begin=*/false, now_ns});
+}
+
+void NextUsePolicy::ObserveFromBegin(ChunkIndex chunk, State& state, int64_t now_ns) {
+  state.begin_ns = now_ns;
+  if (Watched(chunk)) TakeSample({chunk, /*from_begin=*/true, now_ns});
 }
 
 // The turn that used it has ended: what was observed since its use says nothing of the time to the
 // next, which begins now.
-void NextUsePolicy::Restart(ChunkIndex chunk, State& state, int64_t now_ns) {
+void NextUsePolicy::Restart(ChunkIndex chunk, State& state, int64_t now_ns, bool sample) {
   AdvanceTo(now_ns);
   state.last_use_ns = now_ns;
-  if (Sampled(chunk)) TakeSample(chunk, now_ns);
+  state.sampled = sample;
+  if (Sampled(chunk)) TakeSample({chunk, /*from_begin=*/false, now_ns});
 }
 
-void NextUsePolicy::TakeSample(ChunkIndex chunk, int64_t now_ns) {
-  samples_[0].push_back({chunk, now_ns});
+void NextUsePolicy::TakeSample(const Sample& sample) {
+  samples_[0].push_back(sample);
   ++sample_count_;
-  if (++sampled_ % kHalfLife == 0) hazards_.Fade();
+  ++sampled_;
+  if (std::has_single_bit(sampled_) || sampled_ % kRefreshEvery == 0) FitRatios();
+  if (sampled_ % kHalfLife == 0) {
+    hazards_.Fade();
+    for (UseRatios& ratios : ratios_) ratios.Fade();
+  }
   if (sample_count_ > kMaxSamples) ThinSamples();
 }
 
@@ -210,13 +297,11 @@ void NextUsePolicy::AdvanceSamples() {
     while (!queue.empty() && queue.front().time_ns + begin_ns < now_ns_) {
       const Sample sample = queue.front();
       queue.pop_front();
-      const State& state = states_[sample.chunk];
-      const bool unused = state.last_use_ns == sample.time_ns && Sampled(sample.chunk);
-      if (!unused) {
+      if (!Holds(sample)) {
         --sample_count_;
         continue;
       }
-      hazards_.Reached(state.use_class, age);
+      Reached(sample, age);
       if (age + 1 < kAges) {
         samples_[age + 1].push_back(sample);
       } else {
@@ -226,15 +311,22 @@ void NextUsePolicy::AdvanceSamples() {
   }
 }
 
+void NextUsePolicy::Reached(const Sample& sample, uint32_t age) {
+  const State& state = states_[sample.chunk];
+  if (sample.from_begin) return hazards_.Reached(kRunningClass + state.gap, age);
+  hazards_.Reached(state.use_class, age);
+  if (state.use_class >= kTailClass) return;
+  const auto hazard = static_cast<float>(hazards_.HazardOfAll(age));
+  ratios_[hazards_.PhaseOf(age)].Expected(CellOf(state), hazard);
+}
+
 // Drops what has been used since, and then halves the share of chunks that are observed until
 // there is room.
 void NextUsePolicy::ThinSamples() {
   const auto drop = [this] {
     sample_count_ = 0;
     for (std::deque<Sample>& queue : samples_) {
-      std::erase_if(queue, [this](const Sample& sample) {
-        return states_[sample.chunk].last_use_ns != sample.time_ns || !Sampled(sample.chunk);
-      });
+      std::erase_if(queue, [this](const Sample& sample) { return !Holds(sample); });
       sample_count_ += queue.size();
     }
   };
@@ -248,7 +340,7 @@ void NextUsePolicy::ThinSamples() {
 double NextUsePolicy::UseProbability(const TurnInfo& turn, double gap_s, double age_s,
                                      double horizon_s) const {
   State state;
-  state.turn_class = static_cast<uint16_t>(TurnClassOf(turn));
+  state.turn_cell = static_cast<uint16_t>(TurnCellOf(turn));
   state.gap = static_cast<uint8_t>(gap_s > 0 ? GapOf(gap_s) : 0);
   return hazards_.Probability(ClassOf(state), age_s, horizon_s);
 }
@@ -308,11 +400,17 @@ void NextUsePolicy::RefreshHeads() {
 
 // ---- deciding --------------------------------------------------------------------
 
+void NextUsePolicy::FitRatios() {
+  hazards_.Settle();
+  for (UseRatios& ratios : ratios_) ratios.Fit();
+  std::fill(classes_of_.begin(), classes_of_.end(), kNoClass);
+}
+
 void NextUsePolicy::RefreshValues() {
   values_.resize(kClasses);
   ++values_made_;
   heads_ns_ = kNever;
-  hazards_.Settle();
+  FitRatios();
   for (uint32_t c = 0; c < kClasses; ++c) hazards_.Values(c, &values_[c]);
 }
 
@@ -326,9 +424,17 @@ ChunkIndex NextUsePolicy::FindVictim(const std::function<bool(ChunkIndex)>& acce
   if ((decisions_ & (decisions_ - 1)) == 0 || decisions_ % kRefreshEvery == 0) RefreshValues();
   ++decisions_;
   RefreshHeads();
+  auto furthest = expected_members_.rbegin();
   for (uint32_t shown = 0; shown < limit; ++shown) {
     const uint32_t c = winners_[1];
     const ChunkIndex chunk = heads_[c];
+    const bool told = furthest != expected_members_.rend() &&
+                      (chunk == kNoChunk || ExpectedValue(furthest->first) < head_values_[c]);
+    if (told) {
+      if (accept(furthest->second)) return furthest->second;
+      ++furthest;
+      continue;
+    }
     if (chunk == kNoChunk) return kNoChunk;
     if (accept(chunk)) return chunk;
     SetHead(c, links_.Newer(chunk));

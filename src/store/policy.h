@@ -42,10 +42,11 @@ struct TurnInfo {
   static constexpr uint64_t kUnknownTokens = std::numeric_limits<uint64_t>::max();
 
   StopReason stop = StopReason::kUnknown;
-  uint32_t number = 0;                   // of the session's turns, from 1; 0: not known
-  uint64_t context_tokens = 0;           // that it had; 0: not known
-  uint64_t new_tokens = kUnknownTokens;  // of these, that no turn had before
-  uint32_t tenant = 0;
+  uint32_t number = 0;                      // of the session's turns, from 1; 0: not known
+  uint64_t context_tokens = 0;              // that it had; 0: not known
+  uint64_t new_tokens = kUnknownTokens;     // of these, that no turn had before
+  uint64_t answer_tokens = kUnknownTokens;  // that the turn has made
+  uint32_t tenant = 0;                      // its number
   // NoteTurn tells of the use itself: no Touch comes beside it. Else the turn has ended just now,
   // and the time to the next use counts from here.
   bool is_use = false;

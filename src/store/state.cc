@@ -61,9 +61,11 @@ void StoreState::NotifyKeep(ChunkIndex chunk, int8_t keep) {
 
 void StoreState::NotifyTurn(const TurnInfo& turn, std::span<const ChunkIndex> backwards,
                             bool tail) {
+  if (backwards.empty()) return;
   PlacementEvent event{
       .kind = turn.is_use ? Kind::kTouched : Kind::kTurnEnded, .now_ns = NowNs(), .turn = turn};
-  if (tail && !backwards.empty()) {
+  event.turn.tenant = catalog[backwards.front()].tenant;
+  if (tail) {
     event.turn.tail = true;
     NotifyAll(event, backwards.first(1));
     event.turn.tail = false;

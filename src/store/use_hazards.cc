@@ -19,7 +19,10 @@ constexpr float kRatioPriorUses = 5;
 }  // namespace
 
 UseHazards::UseHazards(uint32_t class_count, uint32_t apart_count)
-    : common_count_(class_count - apart_count), classes_(class_count), ratios_(class_count, 1) {
+    : common_count_(class_count - apart_count),
+      classes_(class_count),
+      priors_(class_count, ByPhase{1, 1}),
+      ratios_(priors_) {
   of_all_.fill(kPriorHazard);
 }
 
@@ -42,6 +45,10 @@ uint32_t UseHazards::AgeOf(double age_s) {
   if (age_s < BeginOf(age)) --age;
   if (age_s >= BeginOf(age + 1)) ++age;
   return std::min(age, kAges - 1);
+}
+
+void UseHazards::SetPrior(uint32_t use_class, uint32_t phase, float ratio) {
+  priors_[use_class][phase] = ratios_[use_class][phase] = ratio;
 }
 
 void UseHazards::Reached(uint32_t use_class, uint32_t age) {
@@ -69,20 +76,33 @@ void UseHazards::Settle() {
     before = (all_[age].used + before * kPriorWeight) / (all_[age].reached + kPriorWeight);
     of_all_[age] = before;
   }
+  float uses = 0;
+  for (const Experience& at : all_) uses += at.used;
+  float early = 0;
+  for (late_ = 0; uses > 0 && late_ + 1 < kAges && 2 * (early + all_[late_].used) < uses; ++late_) {
+    early += all_[late_].used;
+  }
+  if (uses == 0) late_ = kAges / 2;
   for (size_t c = 0; c < classes_.size(); ++c) {
-    float used = kRatioPriorUses;
-    float expected = kRatioPriorUses;
-    for (uint32_t age = 0; age < kAges; ++age) {
-      used += classes_[c][age].used;
-      expected += classes_[c][age].reached * of_all_[age];
+    ByPhase used;
+    ByPhase expected;
+    expected.fill(kRatioPriorUses);
+    for (uint32_t phase = 0; phase < kPhases; ++phase) {
+      used[phase] = kRatioPriorUses * priors_[c][phase];
     }
-    ratios_[c] = used / expected;
+    for (uint32_t age = 0; age < kAges; ++age) {
+      used[PhaseOf(age)] += classes_[c][age].used;
+      expected[PhaseOf(age)] += classes_[c][age].reached * of_all_[age];
+    }
+    for (uint32_t phase = 0; phase < kPhases; ++phase) {
+      ratios_[c][phase] = used[phase] / expected[phase];
+    }
   }
 }
 
 double UseHazards::Hazard(uint32_t use_class, uint32_t age) const {
   const Experience& at = classes_[use_class][age];
-  const float prior = of_all_[age] * ratios_[use_class];
+  const float prior = of_all_[age] * ratios_[use_class][PhaseOf(age)];
   return std::min(1.0f, (at.used + prior * kClassPriorWeight) / (at.reached + kClassPriorWeight));
 }
 

@@ -34,7 +34,7 @@ class Simulation {
   Simulation(const PlacementOptions& options, uint64_t seed, std::string_view policy = "lru")
       : options_(options),
         random_(seed),
-        looks_ahead_(policy == "look_ahead"),
+        looks_ahead_(policy == "look_ahead" || policy == "next_use"),
         predicts_(policy == "next_use"),
         placement_(options, *MakePolicy(policy), *MakePolicy(policy)),
         chunks_(kChunks) {

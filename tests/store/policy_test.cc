@@ -1,6 +1,7 @@
 // Each eviction policy's order, and what all of them promise.
 #include "store/policy.h"
 
+#include <deque>
 #include <random>
 #include <set>
 #include <string>
@@ -10,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "core/status.h"
+#include "policy_drain.h"
 #include "store/next_use_policy.h"
 
 namespace turnkeep {
@@ -19,17 +21,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int64_t kSecond = 1'000'000'000;
-
-// Takes everything out in eviction order.
-std::vector<ChunkIndex> Drain(EvictionPolicy& policy) {
-  std::vector<ChunkIndex> order;
-  for (;;) {
-    const ChunkIndex chunk = policy.FindVictim([](ChunkIndex) { return true; }, 1);
-    if (chunk == kNoChunk) return order;
-    policy.Remove(chunk);
-    order.push_back(chunk);
-  }
-}
 
 std::unique_ptr<EvictionPolicy> Filled(std::string_view name, uint32_t count) {
   auto policy = *MakePolicy(name);
@@ -201,157 +192,6 @@ TEST(Policy, LookAheadTakesWhatIsOutsideTheWindowAndThenTheTailOfTheQueue) {
   EXPECT_THAT(Drain(*policy), ElementsAre(8, 9, 7));
 }
 
-// One use a second for a minute of the frequent, none of the rest: the policy learns to keep them.
-TEST(Policy, NextUseLearnsWhoComesBack) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  for (ChunkIndex c = 0; c < 4000; ++c) policy.Insert(c, 1, now);
-  for (int round = 0; round < 200; ++round) {
-    now += kSecond;
-    for (ChunkIndex c = 0; c < 400; ++c) policy.Touch(c, now);
-  }
-  EXPECT_GT(policy.UseProbability({}, 1, 0.5, 2), 0.9);
-  EXPECT_LT(policy.UseProbability({}, 0, 100, 50), 0.05);
-  for (const ChunkIndex c : Drain(policy)) {
-    EXPECT_GE(c, 400u);
-    if (c >= 3600) break;
-  }
-}
-
-// After tool_use the next turn comes in seconds, after end_turn in minutes if at all.
-TEST(Policy, NextUseLearnsFromStopReasons) {
-  NextUsePolicy policy;
-  std::mt19937_64 random(1);
-  int64_t now = kSecond;
-  std::vector<std::pair<int64_t, ChunkIndex>> due;
-  ChunkIndex next = 0;
-  for (int step = 0; step < 60'000; ++step) {
-    now += kSecond / 10;
-    const ChunkIndex chunk = next++;
-    const bool tool = chunk % 2 == 0;
-    policy.Insert(chunk, 1, now);
-    policy.NoteTurn(chunk, {.stop = tool ? StopReason::kToolUse : StopReason::kEndTurn}, now);
-    if (tool) due.emplace_back(now + 5 * kSecond, chunk);
-    while (!due.empty() && due.front().first <= now) {
-      policy.Touch(due.front().second, now);
-      policy.NoteTurn(due.front().second, {.stop = StopReason::kEndTurn}, now);
-      due.erase(due.begin());
-    }
-  }
-  EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 0, 1, 10), 0.8);
-  EXPECT_LT(policy.UseProbability({StopReason::kEndTurn}, 0, 1, 10), 0.1);
-}
-
-// The age counts from the end of the turn, whose length says nothing of the time to the next use.
-TEST(Policy, NextUseCountsFromTheEndOfTheTurn) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  for (ChunkIndex c = 0; c < 1000; ++c) policy.Insert(c, 1, now);
-  for (int turn = 0; turn < 100; ++turn) {
-    now += 2 * kSecond;
-    for (ChunkIndex c = 0; c < 1000; ++c) {
-      policy.NoteTurn(c, {.is_use = true, .running = true}, now);
-    }
-    now += 60 * kSecond;
-    for (ChunkIndex c = 0; c < 1000; ++c) policy.NoteTurn(c, {.stop = StopReason::kToolUse}, now);
-  }
-  EXPECT_GT(policy.UseProbability({StopReason::kToolUse}, 2, 0.1, 4), 0.9);
-}
-
-// A restore and, ten seconds later, the save of one turn are one use of it.
-TEST(Policy, NextUseCountsASaveAfterItsRestoreAsOneTurn) {
-  NextUsePolicy policy;
-  const TurnInfo restore = {.is_use = true, .running = true};
-  const TurnInfo save = {.is_use = true, .running = true, .goes_on = true};
-  int64_t now = kSecond;
-  for (ChunkIndex c = 0; c < 1000; ++c) {
-    policy.Insert(c, 1, now);
-    policy.NoteTurn(c, {}, now);
-  }
-  const auto tell = [&](const TurnInfo& turn) {
-    for (ChunkIndex c = 0; c < 1000; ++c) policy.NoteTurn(c, turn, now);
-  };
-  for (int turn = 0; turn < 100; ++turn) {
-    now += 120 * kSecond;
-    tell(restore);
-    now += 10 * kSecond;
-    for (ChunkIndex c = 0; c < 1000; ++c) policy.Touch(c, now);  // what it brought to host memory
-    tell(save);
-    now += 10 * kSecond;
-    tell({});
-  }
-  EXPECT_LT(policy.UseProbability({}, 140, 0.1, 60), 0.05);
-  EXPECT_GT(policy.UseProbability({}, 140, 100, 60), 0.9);
-}
-
-// Nobody told that the turn ended before the next began: how long it waited is not known.
-TEST(Policy, NextUseLearnsNothingFromATurnWhoseEndIsNotTold) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  policy.Insert(5000, 1, now);
-  policy.NoteTurn(5000, {.stop = StopReason::kEndTurn}, now);  // ends are told in general
-  for (ChunkIndex c = 0; c < 1000; ++c) policy.Insert(c, 1, now);
-  const double before = policy.UseProbability({}, 5, 1, 10);
-  for (int turn = 0; turn < 100; ++turn) {
-    now += 5 * kSecond;
-    for (ChunkIndex c = 0; c < 1000; ++c) {
-      policy.NoteTurn(c, {.is_use = true, .running = true}, now);
-    }
-  }
-  EXPECT_NEAR(policy.UseProbability({}, 5, 1, 10), before, 0.05);
-}
-
-// A turn uses `prompt`, as it is told: from the last chunk to the first.
-void UsePrompt(NextUsePolicy& policy, const std::vector<ChunkIndex>& prompt, int64_t now) {
-  TurnInfo turn = {.is_use = true};
-  for (size_t i = prompt.size(); i-- > 0;) {
-    policy.NoteTurn(prompt[i], turn, now);
-    turn.next = prompt[i];
-  }
-}
-
-// 300 conversations over chunks from 1000 on: each goes back from its fourth chunk to its second
-// and another way from there, and on that for ten turns.
-void TeachThatLeftChunksStayUnused(NextUsePolicy& policy, int64_t* now) {
-  for (int turn = 0; turn < 12; ++turn) {
-    for (ChunkIndex c = 1000; c < 4000; c += 10) {
-      *now += kSecond / 10;
-      UsePrompt(policy, {c, c + 1, c + (turn == 0 ? 2 : 4), c + (turn == 0 ? 3 : 5)}, *now);
-    }
-  }
-}
-
-TEST(Policy, NextUseLearnsThatWhatATurnWentBackFromIsNotUsedAgain) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  TeachThatLeftChunksStayUnused(policy, &now);
-  now += 60 * kSecond;
-  UsePrompt(policy, {10, 11}, now);
-  UsePrompt(policy, {20, 21, 22, 23}, now + 1);
-  for (const ChunkIndex c : {23u, 22u, 21u, 20u, 11u, 10u}) policy.Insert(c, 1, now);
-  now += 30 * kSecond;
-  UsePrompt(policy, {20, 21, 24, 25}, now);
-  const std::vector<ChunkIndex> order = Drain(policy);
-  ASSERT_EQ(order.size(), 6u);
-  EXPECT_THAT(std::vector(order.begin(), order.begin() + 2), ElementsAre(23, 22));
-  const double left = policy.Worth(22);
-  EXPECT_LT(2 * left, policy.Worth(11));
-  // Used again after all it is left no more.
-  UsePrompt(policy, {20, 21, 22, 23}, now + kSecond);
-  EXPECT_LT(2 * left, policy.Worth(22));
-}
-
-TEST(Policy, NextUseDoesNotTakeASharedBeginningForOneThatIsLeft) {
-  NextUsePolicy policy;
-  int64_t now = kSecond;
-  TeachThatLeftChunksStayUnused(policy, &now);
-  for (ChunkIndex c = 100; c < 110; ++c) UsePrompt(policy, {0, c}, now += 60 * kSecond);
-  UsePrompt(policy, {50}, now += kSecond);
-  for (const ChunkIndex c : {200u, 201u}) UsePrompt(policy, {0, c}, now += kSecond);
-  for (const ChunkIndex c : {50u, 200u}) policy.Insert(c, 1, now);
-  EXPECT_THAT(Drain(policy), ElementsAre(50, 200));
-}
-
 // Indices are used again: what is known is of a chunk, not of its index.
 TEST(Policy, AForgottenIndexIsAChunkOfWhichNothingIsKnown) {
   auto s3_fifo = *MakePolicy("s3_fifo");
@@ -407,44 +247,6 @@ TEST(Policy, ATurnThatBeginsIsAUseToEveryPolicy) {
     policy->NoteTurn(2, {}, 3 * kSecond);
     EXPECT_THAT(Drain(*policy), ElementsAre(2, 3, 1));
   }
-}
-
-// Of the tier below it shows who is likeliest to come back, of these the prefix first.
-TEST(Policy, NextUseShowsTheNearestOfTheTierBelow) {
-  constexpr ChunkIndex kOften = 100, kAll = 1000;
-  NextUsePolicy policy;
-  const auto any = [](ChunkIndex) { return true; };
-  int64_t now = kSecond;
-  const auto use = [&](ChunkIndex c, StopReason stop) {
-    policy.Touch(c, now);
-    policy.NoteTurn(c, {.stop = stop}, now);
-  };
-  for (ChunkIndex c = 0; c < kAll; ++c) {
-    policy.Insert(c, 1, now);
-    use(c, StopReason::kEndTurn);
-  }
-  for (int round = 0; round < 200; ++round) {
-    now += 5 * kSecond;
-    for (ChunkIndex c = kOften; c-- > 0;) use(c, StopReason::kToolUse);
-  }
-  EXPECT_EQ(policy.FindNearest(any, 10, now), kNoChunk) << "nothing is below";
-  for (const ChunkIndex c : {500u, 9u, 8u, 7u, 501u}) {
-    policy.Remove(c);
-    policy.SetBelow(c, true);
-    policy.SetBelow(c, true);
-  }
-  EXPECT_EQ(policy.FindNearest(any, 10, now), 7u) << "the last to leave is the first of the prefix";
-  EXPECT_EQ(policy.FindNearest([](ChunkIndex c) { return c != 7; }, 10, now), 8u);
-  EXPECT_EQ(policy.FindNearest([](ChunkIndex c) { return c > 9; }, 2, now), kNoChunk);
-  EXPECT_GT(policy.Worth(8), policy.Worth(500));
-  EXPECT_EQ(policy.Worth(kAll + 5), 0);
-  policy.SetBelow(7, false);
-  EXPECT_EQ(policy.FindNearest(any, 10, now), 8u);
-  // An hour later those who did not come are worth no more than any other; one that was used now
-  // is.
-  now += 3600 * kSecond;
-  use(501, StopReason::kToolUse);
-  EXPECT_EQ(policy.FindNearest(any, 10, now), 501u);
 }
 
 TEST(Policy, AnUnknownNameGetsTheListOfNames) {

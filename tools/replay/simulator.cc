@@ -131,6 +131,7 @@ class Simulation {
     }
     turn_ends_.push({end_s, index, turn});
     turn.stop = turnkeep::StopReason::kUnknown;
+    turn.answer_tokens = turnkeep::TurnInfo::kUnknownTokens;
     turn.running = true;
     return turn;
   }
@@ -272,6 +273,7 @@ class Simulation {
             .number = request.turn + 1,
             .context_tokens = request.input_tokens,
             .new_tokens = fresh * trace_.block_tokens,
+            .answer_tokens = request.output_tokens,
             .tail = HasPartialTail(request)};
   }
   // Whether the prompt does not fill its last block.
