@@ -26,8 +26,8 @@
 // Of these, those of a hash below a threshold that falls as they become many (Waldspurger et al.
 // 2015), so that memory and work are bounded however long chunks live. Chunks that left the tier go
 // on being observed as long as their index means the same chunk, so that what is learned does not
-// depend on what was kept. 40 bytes a chunk, 48 with prefetches, and 60 more of one that is
-// expected.
+// depend on what was kept. 40 bytes a chunk, 48 with prefetches, 60 more of one that is expected;
+// and 6 MB.
 //
 // Thread-compatible.
 #pragma once

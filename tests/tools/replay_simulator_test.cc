@@ -142,6 +142,19 @@ TEST(ReplayOptimum, UnexpiredIsWhatWasUsedInTheLastSeconds) {
   EXPECT_EQ(PeakUnexpiredBlocks(uses, times, 8), 6u);
 }
 
+// Session 0 has requests 0, 2 and 5, session 1 the others. Block 1 is both's.
+TEST(ReplayOptimum, ASessionsBlocksLiveUntilItsLastTurn) {
+  Trace trace = Make({{{1, 3}}, {{1, 1}, {11, 4}}, {{1, 1}}, {{1, 1}}, {{31, 9}}, {{1, 1}}});
+  trace.session_count = 2;
+  for (const uint32_t request : {1u, 3u, 4u}) trace.requests[request].session = 1;
+  EXPECT_EQ(PeakSessionBlocks(trace, Order(trace)), 3u + 4u + 9u);
+  trace.requests[4].session = 0;
+  EXPECT_EQ(PeakSessionBlocks(trace, Order(trace)), 3u + 9u) << "session 1 had ended";
+  trace.requests[5].session = 1;
+  trace.requests[4].session = 1;
+  EXPECT_EQ(PeakSessionBlocks(trace, Order(trace)), 1u + 4u + 9u) << "two of session 0 had ended";
+}
+
 TEST(ReplayOptions, TiersFromWhatHasNotExpired) {
   const Trace trace = Make({{{1, 2}}, {{11, 8}}, {{1, 2}}});
   Options options;
@@ -153,6 +166,10 @@ TEST(ReplayOptions, TiersFromWhatHasNotExpired) {
   ASSERT_TRUE(used_again.ok() && unexpired.ok()) << used_again.status() << unexpired.status();
   EXPECT_EQ(unexpired->host_bytes, 5 * used_again->host_bytes);
   EXPECT_EQ(unexpired->disk_bytes, 5 * used_again->disk_bytes);
+  ASSERT_TRUE(SetOption("live-sessions", "on", &options).ok());
+  EXPECT_FALSE(Replay(trace, options, nullptr).ok()) << "beside --live-ttl";
+  options.live_ttl_s = 0;
+  EXPECT_EQ(Replay(trace, options, nullptr)->host_bytes, unexpired->host_bytes);
 }
 
 // Belady's rule block by block: after each request keep those used again soonest.

@@ -92,4 +92,31 @@ uint64_t PeakUnexpiredBlocks(const NextUses& uses, std::span<const double> times
   return peak;
 }
 
+uint64_t PeakSessionBlocks(const Trace& trace, std::span<const uint32_t> order) {
+  std::vector<uint32_t> last_turns(trace.session_count);
+  for (uint32_t position = 0; position < order.size(); ++position) {
+    last_turns[trace.requests[order[position]].session] = position;
+  }
+  std::vector<uint32_t> ends(trace.block_count);   // the position of the last turn, and one more
+  std::vector<int64_t> changes(order.size() + 1);  // of the live blocks, by position
+  for (uint32_t position = 0; position < order.size(); ++position) {
+    const TraceRequest& request = trace.requests[order[position]];
+    const uint32_t end = last_turns[request.session] + 1;
+    for (const BlockRun& run : trace.RunsOf(request)) {
+      for (uint32_t block = run.first; block < run.first + run.count; ++block) {
+        if (ends[block] >= end) continue;
+        // It died before, or lives on.
+        const uint32_t from = std::max(ends[block], position);
+        ++changes[from];
+        --changes[end];
+        ends[block] = end;
+      }
+    }
+  }
+  int64_t live = 0;
+  int64_t peak = 0;
+  for (const int64_t change : changes) peak = std::max(peak, live += change);
+  return static_cast<uint64_t>(peak);
+}
+
 }  // namespace turnkeep::replay

@@ -51,5 +51,8 @@ uint64_t PeakLiveBlocks(const NextUses& uses);
 // what nobody has used for so long (CachedAttention's capacity study: an hour). `times_s` of the
 // order, ascending.
 uint64_t PeakUnexpiredBlocks(const NextUses& uses, std::span<const double> times_s, double ttl_s);
+// The same of what sessions that have begun and not ended have used: a block lives from its first
+// use to the last turn of the last session that used it. `order` as of NextUses.
+uint64_t PeakSessionBlocks(const Trace& trace, std::span<const uint32_t> order);
 
 }  // namespace turnkeep::replay

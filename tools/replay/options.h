@@ -39,7 +39,8 @@ struct Options {
   std::optional<double> host_gib, disk_gib;
   std::optional<uint64_t> host_blocks, disk_blocks;
   std::optional<double> host_live_share;
-  double live_ttl_s = 0;                // live: used within so many seconds; 0: to be used again
+  bool live_sessions = false;           // live: used by a session that has not ended
+  double live_ttl_s = 0;                // or within so many seconds; else: what will be used again
   std::optional<uint64_t> block_bytes;  // of a chunk's slot, instead of the model's
   bool write_through = false;
   bool reserve_window = false;  // whole sessions: room for the window, not for what is used

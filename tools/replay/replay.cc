@@ -38,13 +38,21 @@ std::vector<double> TimesOf(const Trace& trace) {
   return times;
 }
 
+absl::StatusOr<uint64_t> PeakLive(const Trace& trace, const Options& options) {
+  const std::vector<uint32_t> order = AllInOrder(trace);
+  if (options.live_sessions) {
+    if (options.live_ttl_s > 0) return InvalidArgument("--live-sessions: not with --live-ttl");
+    return PeakSessionBlocks(trace, order);
+  }
+  const NextUses uses(trace, order);
+  return options.live_ttl_s > 0 ? PeakUnexpiredBlocks(uses, TimesOf(trace), options.live_ttl_s)
+                                : PeakLiveBlocks(uses);
+}
+
 absl::Status SetCapacities(const Trace& trace, const Options& options, Result* result) {
   if (options.host_live_share) {
     if (trace.closed_loop) return InvalidArgument("--host-live-share: needs a trace with times");
-    const NextUses uses(trace, AllInOrder(trace));
-    const uint64_t live = options.live_ttl_s == 0
-                              ? PeakLiveBlocks(uses)
-                              : PeakUnexpiredBlocks(uses, TimesOf(trace), options.live_ttl_s);
+    TK_ASSIGN_OR_RETURN(const uint64_t live, PeakLive(trace, options));
     const auto host = static_cast<uint64_t>(double(live) * *options.host_live_share);
     TK_ASSIGN_OR_RETURN(result->host_bytes, BlocksToBytes(host, result->block_bytes));
     TK_ASSIGN_OR_RETURN(result->disk_bytes, BlocksToBytes(live - host, result->block_bytes));
