@@ -100,8 +100,11 @@ TEST_P(KvStoreSuite, TenantsReachEachOthersChunksByNoOtherCallEither) {
     const auto explained = other->Explain({.session = session});
     EXPECT_TRUE(!explained.ok() || explained->restorable_tokens == 0);
     // As chunks that its engine has: those of another tenant are none of its sessions'.
+    const auto shown = kv().ShowSession(session);
+    ASSERT_TRUE(shown.ok()) << shown.status();
     std::vector<ChunkId> ids;
-    for (const SessionSpan& span : kv().ShowSession(session)->spans) ids.push_back(span.chunk);
+    for (const SessionSpan& span : shown->spans) ids.push_back(span.chunk);
+    ASSERT_FALSE(ids.empty());
     const auto held = RestoreAndCheck(*other, pattern, {.context = &context, .held_chunks = ids});
     ASSERT_TRUE(held.ok()) << held.status();
     EXPECT_EQ(held->token_count, 0u);
