@@ -140,6 +140,7 @@ absl::StatusOr<std::string> RunStoreCall(KvStore& store, const wire::Frame& fram
       return Tree(store, frame);
     case wire::HINT: {
       TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kHintFields));
+      TK_RETURN_IF_ERROR(wire::CheckFields(frame.payload(), wire::kHintContentFields));
       TK_ASSIGN_OR_RETURN(const auto message, wire::Parse<wire::HintRequest>(frame.payload()));
       TK_ASSIGN_OR_RETURN(const HintRequest request, wire::FromWire(message));
       wire::HintReply reply;

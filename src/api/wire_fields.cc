@@ -1,5 +1,6 @@
 #include "api/wire_fields.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "core/status.h"
@@ -44,8 +45,15 @@ std::optional<std::span<const std::byte>> TakeValue(uint64_t kind,
   return kind == 2 ? value : value.first(0);
 }
 
-// Counts no further than one above `max_fields`.
-size_t CountFields(std::span<const std::byte> bytes, size_t max_fields, uint32_t nested) {
+// Each ends with the one byte that is less than 128.
+size_t CountNumbers(std::span<const std::byte> bytes) {
+  return static_cast<size_t>(
+      std::ranges::count_if(bytes, [](std::byte b) { return b < std::byte{0x80}; }));
+}
+
+// Goes on no further than one field above `max_fields`, and as deep as `message` does.
+size_t CountFields(std::span<const std::byte> bytes, size_t max_fields,
+                   const MessageParts& message) {
   size_t count = 0;
   while (!bytes.empty() && count <= max_fields) {
     const auto tag = TakeVarint(bytes);
@@ -53,7 +61,13 @@ size_t CountFields(std::span<const std::byte> bytes, size_t max_fields, uint32_t
     const auto value = TakeValue(*tag & 7, bytes);
     if (!value.has_value()) break;
     ++count;
-    if (nested != 0 && *tag >> 3 == nested) count += CountFields(*value, max_fields, 0);
+    // Protobuf drops the bits above 32, too.
+    const uint32_t number = static_cast<uint32_t>(*tag) >> 3;
+    for (const MessagePart& part : message.parts) {
+      if (part.number != number) continue;
+      count += part.message == nullptr ? CountNumbers(*value)
+                                       : CountFields(*value, max_fields, *part.message);
+    }
   }
   return count;
 }
@@ -61,7 +75,7 @@ size_t CountFields(std::span<const std::byte> bytes, size_t max_fields, uint32_t
 }  // namespace
 
 absl::Status CheckFields(std::span<const std::byte> payload, const FieldLimit& limit) {
-  if (CountFields(payload, limit.max_fields, limit.nested) <= limit.max_fields)
+  if (CountFields(payload, limit.max_fields, limit.message) <= limit.max_fields)
     return absl::OkStatus();
   return InvalidArgument("{}: more than {} fields in {} bytes", limit.what, limit.max_fields,
                          payload.size());

@@ -198,11 +198,17 @@ TEST_F(RequestLimits, MoreFieldsThanARequestCanHaveAreNotTakenApart) {
     return out;
   };
   constexpr size_t kMany = 8 << 20;
+  const std::string hashes = fields(4, kMany);  // of a hint's target
+  const std::string in_item = "hint items: more than 3531233 fields";
   const struct {
     wire::MessageType type;
     std::string payload;
-    const char* why;
+    std::string why;
   } cases[] = {
+      {wire::HINT, in_field(2, in_field(1, hashes)), in_item},
+      {wire::HINT, in_field(3, in_field(2, hashes)), in_item},
+      {wire::HINT, in_field(3, in_field(4, std::string(kMany, '\0'))), in_item},
+      {wire::HINT, in_field(3, hashes), in_item},
       {wire::HINT, fields(3, kMany), "hint: more than 16385 fields in 16777216 bytes"},
       {wire::HINT, fields(2, 20'000), "hint: more than 16385 fields"},
       {wire::BEGIN_IMPORT, fields(4, kMany), "begin import: more than 4194560 fields"},
