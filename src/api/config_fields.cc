@@ -79,6 +79,9 @@ void AddLimitFields(DaemonConfig& c, std::vector<Field>& out) {
       {"limits.worker_threads", "threads for calls that block", &s.worker_threads, 1, 256});
   out.push_back({"limits.queued_calls", "calls that may wait for a worker thread",
                  &s.max_queued_calls, 1, 65536});
+  out.push_back({"limits.queued_call_bytes",
+                 "what the calls that wait for a worker thread may hold",
+                 Bytes{&s.max_queued_bytes}, 2.0 * kMaxFrameBytes, 1024 * kGiB});
   out.push_back({"limits.admin_connections", "connections of the HTTP admin",
                  &s.max_admin_connections, 1, 1024});
   out.push_back({"limits.busy_poll_us",

@@ -72,6 +72,8 @@ absl::Status CheckOptions(const ServerOptions& options) {
       range("max_outbound_bytes", options.max_outbound_bytes, 4096, kMaxOutboundQueueBytes));
   TK_RETURN_IF_ERROR(range("worker_threads", options.worker_threads, 1, 256));
   TK_RETURN_IF_ERROR(range("max_queued_calls", options.max_queued_calls, 1, 65536));
+  TK_RETURN_IF_ERROR(range("max_queued_bytes", options.max_queued_bytes,
+                           2 * uint64_t{options.max_frame_bytes}, 1024 * kGiB));
   TK_RETURN_IF_ERROR(range("max_admin_connections", options.max_admin_connections, 1, 1024));
   TK_RETURN_IF_ERROR(range("busy_poll_us", options.busy_poll_us, 0, kMaxBusyPollMicros));
   bool any_token = false;
@@ -252,6 +254,7 @@ ServerCounts Server::Impl::Counts() {
     return ServerCounts{.connections = context_.connection_count(),
                         .tickets = totals.tickets,
                         .running_calls = totals.running_calls,
+                        .queued_bytes = context_.queued_bytes(),
                         .outbound_bytes = totals.outbound_bytes,
                         .granted_segments = totals.granted_segments,
                         .disconnects = context_.metrics().disconnects()};

@@ -37,6 +37,7 @@ struct ServerCounts {
   uint64_t connections = 0;
   uint64_t tickets = 0;
   uint64_t running_calls = 0;  // begun and not answered
+  uint64_t queued_bytes = 0;   // held by calls that wait for a worker
   uint64_t outbound_bytes = 0;
   uint64_t granted_segments = 0;  // over all connections
   uint64_t disconnects = 0;       // by the server, since the start

@@ -267,11 +267,11 @@ void ServerConnection::RunCall(wire::Frame& frame) {
       result.ok() ? responder->Reply(*result) : responder->Error(result.status());
     });
   };
-  if (!context_.RunOnWorker(std::move(work))) {
-    return responder->Error(ResourceExhausted("{}: {} calls are waiting already",
-                                              wire::TypeName(responder->header().type),
-                                              context_.options().max_queued_calls));
-  }
+  const wire::FrameHeader& header = responder->header();
+  const absl::Status taken =
+      RunOnWorker(wire::TypeName(header.type),
+                  wire::FrameBytes(header.payload_bytes, header.raw_bytes), std::move(work));
+  if (!taken.ok()) return responder->Error(taken);
   responder->ArmDeadline(responder);
 }
 
@@ -305,9 +305,8 @@ void ServerConnection::HandleHello(const wire::Frame& frame) {
       if (const auto connection = self.lock()) connection->FinishHello(handle);
     });
   };
-  if (!context_.RunOnWorker(std::move(work))) {
-    Kick("overload", ResourceExhausted("hello: too many calls are waiting"));
-  }
+  const absl::Status taken = RunOnWorker("hello", 0, std::move(work));
+  if (!taken.ok()) Kick("overload", taken);
 }
 
 void ServerConnection::FinishHello(absl::StatusOr<TenantHandle> tenant) {
@@ -329,6 +328,13 @@ void ServerConnection::FinishHello(absl::StatusOr<TenantHandle> tenant) {
 }
 
 // ---- calls -----------------------------------------------------------------------
+
+absl::Status ServerConnection::RunOnWorker(std::string what, uint64_t bytes,
+                                           std::function<void()> work) {
+  return context_.RunOnWorker(
+      {.what = std::move(what), .bytes = bytes, .connection_bytes = queued_bytes_},
+      std::move(work));
+}
 
 void ServerConnection::CallStarted() {
   ++running_calls_;

@@ -104,6 +104,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   // Ends it now: tickets are destroyed.
   void Close(const std::string& why);
 
+  // ServerContext's, for a call of this connection that holds `bytes` while it waits.
+  absl::Status RunOnWorker(std::string what, uint64_t bytes, std::function<void()> work);
   void CallStarted();
   void CallFinished(const wire::FrameHeader& header, absl::Duration latency, absl::StatusCode code);
   void AddDeadline(std::shared_ptr<Responder> responder);
@@ -158,6 +160,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
 
   std::map<uint32_t, uint64_t> granted_;  // segment -> bytes of its slots
   uint64_t running_calls_ = 0;
+  const std::shared_ptr<std::atomic<uint64_t>> queued_bytes_ =
+      std::make_shared<std::atomic<uint64_t>>(0);  // QueuedCall::connection_bytes
   std::multimap<Responder::Clock::time_point, std::shared_ptr<Responder>> deadlines_;
   boost::asio::steady_timer deadline_timer_;
   boost::asio::steady_timer life_timer_;  // hello, and the farewell of a kicked one

@@ -1,5 +1,6 @@
 #include "api/server_context.h"
 
+#include <algorithm>
 #include <random>
 
 #include "api/server_connection.h"
@@ -39,17 +40,36 @@ ServerContext::~ServerContext() {
   workers_.join();
 }
 
-bool ServerContext::RunOnWorker(std::function<void()> work) {
-  const uint32_t limit = options_.max_queued_calls + options_.worker_threads;
-  if (worker_calls_.fetch_add(1, std::memory_order_relaxed) >= limit) {
-    worker_calls_.fetch_sub(1, std::memory_order_relaxed);
-    return false;
+absl::Status ServerContext::CheckRoom(const QueuedCall& call) const {
+  if (worker_calls_.load(std::memory_order_relaxed) >=
+      options_.max_queued_calls + options_.worker_threads) {
+    return ResourceExhausted("{}: {} calls are waiting already", call.what,
+                             options_.max_queued_calls);
   }
-  boost::asio::post(workers_, [this, work = std::move(work)] {
-    work();
-    worker_calls_.fetch_sub(1, std::memory_order_relaxed);
-  });
-  return true;
+  const uint64_t limit = options_.max_queued_bytes;
+  const uint64_t all = queued_bytes();
+  const uint64_t own = call.connection_bytes->load(std::memory_order_relaxed);
+  if (all == 0 || own + call.bytes <= limit - std::min(limit, all + call.bytes))
+    return absl::OkStatus();
+  return ResourceExhausted(
+      "{}: {} bytes cannot wait: {} of this connection and {} of all are waiting already, the "
+      "limit is {}, and no connection may have more of it than it leaves free",
+      call.what, call.bytes, own, all, limit);
+}
+
+absl::Status ServerContext::RunOnWorker(const QueuedCall& call, std::function<void()> work) {
+  TK_RETURN_IF_ERROR(CheckRoom(call));
+  worker_calls_.fetch_add(1, std::memory_order_relaxed);
+  queued_bytes_.fetch_add(call.bytes, std::memory_order_relaxed);
+  call.connection_bytes->fetch_add(call.bytes, std::memory_order_relaxed);
+  boost::asio::post(
+      workers_, [this, bytes = call.bytes, own = call.connection_bytes, work = std::move(work)] {
+        queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+        own->fetch_sub(bytes, std::memory_order_relaxed);
+        work();
+        worker_calls_.fetch_sub(1, std::memory_order_relaxed);
+      });
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TenantHandle> ServerContext::OpenTenant(const std::string& name) {
@@ -98,6 +118,7 @@ std::vector<NamedCount> ServerContext::Gauges() const {
           gauge("server_running_calls", "Requests begun and not answered", totals_.running_calls),
           gauge("server_worker_calls", "Calls waiting for a worker or running on one",
                 worker_calls_.load(std::memory_order_relaxed)),
+          gauge("server_queued_call_bytes", "Held by calls that wait for a worker", queued_bytes()),
           gauge("server_outbound_queue_bytes", "Answers that clients have not read yet",
                 totals_.outbound_bytes),
           gauge("server_granted_segments", "Host segments mapped by clients, over all of them",

@@ -62,6 +62,14 @@ struct TenantHandle {
   std::shared_ptr<KvStore> store;
 };
 
+// A call that is to wait for a worker.
+struct QueuedCall {
+  std::string what;    // names it in the error
+  uint64_t bytes = 0;  // what it holds while it waits
+  // Of the calls of its connection that wait. Shared by the connection and those calls.
+  std::shared_ptr<std::atomic<uint64_t>> connection_bytes;
+};
+
 class ServerContext {
  public:
   ServerContext(Store& store, ServerOptions options);
@@ -74,8 +82,10 @@ class ServerContext {
   const std::shared_ptr<Gate>& gate() const { return gate_; }
   uint64_t instance() const { return instance_; }
 
-  // Runs `work` on a worker thread; false when too many calls are waiting already.
-  bool RunOnWorker(std::function<void()> work);
+  // Runs `work` on a worker thread. ResourceExhausted when too many calls are waiting already, or
+  // calls that hold too much: a call for which nothing else waits is never too much.
+  absl::Status RunOnWorker(const QueuedCall& call, std::function<void()> work);
+  uint64_t queued_bytes() const { return queued_bytes_.load(std::memory_order_relaxed); }
   boost::asio::thread_pool& workers() { return workers_; }
 
   // Any thread; may block for the disk when the tenant is new.
@@ -105,6 +115,8 @@ class ServerContext {
   void StartDraining() { draining_ = true; }
 
  private:
+  absl::Status CheckRoom(const QueuedCall& call) const;
+
   Store& store_;
   const ServerOptions options_;
   const uint64_t instance_;
@@ -115,6 +127,9 @@ class ServerContext {
   Totals totals_;
   // Calls waiting for a worker or running on one. Relaxed: only a bound and a gauge.
   std::atomic<uint32_t> worker_calls_{0};
+  // Held by calls that wait for a worker. Added to by the server's thread alone, so that what was
+  // checked still holds; workers take away.
+  std::atomic<uint64_t> queued_bytes_{0};
   std::atomic<bool> draining_{false};  // read by calls on workers too
   uint64_t last_connection_ = 0;
   // Sharers: this table, and handlers of the connection that are under way.

@@ -36,6 +36,9 @@ struct ServerOptions {
   uint32_t max_frame_bytes = kMaxFrameBytes;
   uint32_t worker_threads = 4;      // for calls that block
   uint32_t max_queued_calls = 256;  // waiting for a worker
+  // What they hold, those of all connections together; no connection may have more of it than it
+  // leaves free. One alone has half, more than any one call holds, and a few never have all.
+  uint64_t max_queued_bytes = 512 * kMiB;
   uint32_t max_admin_connections = 64;
   // How long the server's thread looks for more after it has had something to do, before it
   // sleeps: waking an idle core takes longer than most answers. 0: sleeps at once.

@@ -32,6 +32,19 @@ void ToWire(uint64_t ticket, const RestoreProgress& progress, wire::Progress* ou
   out->set_miss_reason(progress.miss_reason);
 }
 
+// Keeps the frame, in which the prompt's tokens lie, for a worker. Returns what the job then holds:
+// the frame, and what was decoded of its message.
+template <typename Job>
+uint64_t KeepFrame(wire::Frame& frame, Job& job) {
+  wire::FrameReader::Keep(frame);
+  job.frame = std::move(frame);
+  const wire::FrameHeader& header = job.frame.header();
+  job.request.prompt.tokens = {reinterpret_cast<const uint32_t*>(job.frame.raw().data()),
+                               header.raw_bytes / sizeof(uint32_t)};
+  return wire::FrameBytes(header.payload_bytes, header.raw_bytes) + header.payload_bytes +
+         job.prompt.block_hashes.size() * sizeof(BlockHash);
+}
+
 bool Same(const RestoreProgress& a, const RestoreProgress& b) {
   return a.layers_ready == b.layers_ready && a.valid_tokens == b.valid_tokens &&
          a.finished == b.finished && a.miss_reason == b.miss_reason;
@@ -136,6 +149,13 @@ std::function<void(Result)> ConnectionTickets::Begun(uint64_t ticket, const Want
   };
 }
 
+absl::Status ConnectionTickets::RunBegin(const char* what, uint64_t ticket, uint64_t bytes,
+                                         std::function<void()> work) {
+  const absl::Status taken = connection_.RunOnWorker(what, bytes, std::move(work));
+  if (!taken.ok()) Forget(ticket);
+  return taken;
+}
+
 // ---- save ------------------------------------------------------------------------
 
 absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
@@ -162,17 +182,10 @@ absl::Status ConnectionTickets::BeginSave(wire::Frame& frame,
     context.store().BeginSave(tenant, job->request, std::move(done));
     return absl::OkStatus();
   }
-  wire::FrameReader::Keep(frame);
-  job->frame = std::move(frame);
-  job->request.prompt.tokens = {reinterpret_cast<const uint32_t*>(job->frame.raw().data()),
-                                job->frame.raw().size() / sizeof(uint32_t)};
-  if (!context.RunOnWorker([&store = context.store(), tenant, job, done] {
-        store.BeginSave(tenant, job->request, done);
-      })) {
-    Forget(ticket);
-    return ResourceExhausted("begin save: too many calls are waiting");
-  }
-  return absl::OkStatus();
+  return RunBegin("begin save", ticket, KeepFrame(frame, *job),
+                  [&store = context.store(), tenant, job, done] {
+                    store.BeginSave(tenant, job->request, done);
+                  });
 }
 
 absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
@@ -186,17 +199,15 @@ absl::Status ConnectionTickets::BeginImport(wire::Frame& frame,
   const Wanted& wanted = saves_[ticket].wanted;
   ++connection_.context().totals().tickets;
   responder->ArmDeadline(responder);
-  ServerContext& context = connection_.context();
-  auto work = [&store = context.store(), tenant = connection_.tenant().number,
+  // The decoded request, for its frame is not kept.
+  const uint64_t bytes = frame.payload().size() + request->chunks.size() * sizeof(ImportedChunk) +
+                         request->slices.size() * sizeof(ImportRequest::Slice);
+  auto work = [&store = connection_.context().store(), tenant = connection_.tenant().number,
                request = *std::move(request),
                done = Begun(ticket, wanted, responder, &ConnectionTickets::FinishBeginSave)] {
     store.BeginImport(tenant, request, done);
   };
-  if (!context.RunOnWorker(std::move(work))) {
-    Forget(ticket);
-    return ResourceExhausted("begin import: too many calls are waiting");
-  }
-  return absl::OkStatus();
+  return RunBegin("begin import", ticket, bytes, std::move(work));
 }
 
 void ConnectionTickets::FinishBeginSave(uint64_t ticket,
@@ -302,17 +313,10 @@ absl::Status ConnectionTickets::BeginRestore(wire::Frame& frame,
     return absl::OkStatus();
   }
   responder->ArmDeadline(responder);
-  wire::FrameReader::Keep(frame);
-  job->frame = std::move(frame);
-  job->request.prompt.tokens = {reinterpret_cast<const uint32_t*>(job->frame.raw().data()),
-                                job->frame.raw().size() / sizeof(uint32_t)};
-  if (!context.RunOnWorker([&store = context.store(), tenant, job, done, abandoned] {
-        store.BeginRestore(tenant, job->request, done, abandoned);
-      })) {
-    Forget(ticket);
-    return ResourceExhausted("begin restore: too many calls are waiting");
-  }
-  return absl::OkStatus();
+  return RunBegin("begin restore", ticket, KeepFrame(frame, *job),
+                  [&store = context.store(), tenant, job, done, abandoned] {
+                    store.BeginRestore(tenant, job->request, done, abandoned);
+                  });
 }
 
 void ConnectionTickets::FinishBeginRestore(uint64_t ticket,

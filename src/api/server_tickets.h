@@ -67,6 +67,10 @@ class ConnectionTickets {
   // OK when a ticket of this number may begin.
   absl::Status CheckNewTicket(uint64_t ticket) const;
 
+  // Begins it on a worker. Where it cannot wait for one there is no ticket any more.
+  absl::Status RunBegin(const char* what, uint64_t ticket, uint64_t bytes,
+                        std::function<void()> work);
+
   absl::Status BeginSave(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
   absl::Status BeginImport(wire::Frame& frame, const std::shared_ptr<Responder>& responder);
   void FinishBeginSave(uint64_t ticket, const std::shared_ptr<Responder>& responder,

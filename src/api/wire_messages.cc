@@ -187,6 +187,7 @@ absl::StatusOr<turnkeep::ImportRequest> FromWire(const BeginImportRequest& messa
     chunk.token_count = from.token_count();
     chunk.position_base = from.position_base();
   }
+  request.slices.reserve(message.slices_size());
   for (const ImportSlice& from : message.slices()) {
     request.slices.push_back(
         {.chunk_index = from.chunk_index(), .first = from.first(), .count = from.count()});

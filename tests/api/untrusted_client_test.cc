@@ -404,7 +404,7 @@ TEST_F(UntrustedClient, WhatFindsNoWorkerIsRefusedAndLeavesNothing) {
   EXPECT_EQ(server_->counts().tickets, 0u);
   RawConnection another(socket());
   EXPECT_THAT(MessageOf(Ask(another, wire::HELLO, HelloOf("raw"))),
-              HasSubstr("hello: too many calls are waiting"));
+              HasSubstr("hello: 1 calls are waiting already"));
   EXPECT_TRUE(another.SeesEnd());
   odd_->LetGo();
   for (const wire::MessageType type : {wire::VERIFY, wire::STATUS}) {
