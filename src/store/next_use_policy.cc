@@ -233,17 +233,21 @@ void NextUsePolicy::AdvanceTo(int64_t now_ns) {
   AdvanceSamples();
 }
 
-void NextUsePolicy::CountUse(ChunkIndex chunk, const State& state, int64_t now_ns) {
+// Ends what was observed of it.
+void NextUsePolicy::CountUse(ChunkIndex chunk, State& state, int64_t now_ns) {
   const auto age_since = [now_ns](int64_t from_ns) {
     return UseHazards::AgeOf(static_cast<double>(now_ns - from_ns) * 1e-9);
   };
   if (state.begin_ns != kNever && Watched(chunk)) {
     hazards_.Used(kRunningClass + state.gap, age_since(state.begin_ns));
   }
-  if (state.last_use_ns == kNever || state.running || !Sampled(chunk)) return;
-  const uint32_t age = age_since(state.last_use_ns);
-  hazards_.Used(state.use_class, age);
-  if (state.use_class < kTailClass) ratios_[hazards_.PhaseOf(age)].Used(CellOf(state));
+  if (state.last_use_ns != kNever && !state.running && Sampled(chunk)) {
+    const uint32_t age = age_since(state.last_use_ns);
+    hazards_.Used(state.use_class, age);
+    if (state.use_class < kTailClass) ratios_[hazards_.PhaseOf(age)].Used(CellOf(state));
+  }
+  state.begin_ns = kNever;
+  state.sampled = false;
 }
 
 // A use ends what was observed since the one before it, unless that one's turn was running all the

@@ -139,7 +139,7 @@ class NextUsePolicy final : public EvictionPolicy {
   bool Watched(ChunkIndex chunk) const;
   bool Sampled(ChunkIndex chunk) const { return states_[chunk].sampled && Watched(chunk); }
   bool Holds(const Sample& sample) const;
-  void CountUse(ChunkIndex chunk, const State& state, int64_t now_ns);
+  void CountUse(ChunkIndex chunk, State& state, int64_t now_ns);
   void ObserveFromBegin(ChunkIndex chunk, State& state, int64_t now_ns);
   void TakeSample(const Sample& sample);
   void AdvanceSamples();

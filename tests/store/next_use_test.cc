@@ -240,22 +240,33 @@ TEST(NextUse, ForgetsWhatIsNoLongerExpected) {
   EXPECT_EQ(policy.Worth(300), policy.Worth(301));
 }
 
-// Who is told of a use in time need not keep the chunk until the use itself, but only until then.
-TEST(NextUse, LearnsWhenUsesAreTold) {
-  NextUsePolicy policy;
+// Chunks are used every five minutes, which is told 20 seconds after the use before, and taken back
+// five seconds later if `taken_back`.
+void TeachToldUses(NextUsePolicy& policy, bool taken_back) {
   int64_t now = kSecond;
-  for (int round = 0; round < 50; ++round) {
-    for (ChunkIndex c = 0; c < 100; ++c) {
-      policy.NoteTurn(c, {.is_use = true}, now);
-      policy.Expect(c, kNoExpectedUse);
-    }
-    policy.NoteTurn(5000 + round, {.is_use = true}, now + 20 * kSecond);  // time goes on
-    for (ChunkIndex c = 0; c < 100; ++c) policy.Expect(c, now + 300 * kSecond);
-    now += 300 * kSecond;
+  ChunkIndex other = 5000;
+  const auto expect = [&](int64_t next_use) {
+    for (ChunkIndex c = 0; c < 100; ++c) policy.Expect(c, next_use);
+  };
+  for (int round = 0; round < 50; ++round, now += 300 * kSecond) {
+    for (ChunkIndex c = 0; c < 100; ++c) policy.NoteTurn(c, {.is_use = true}, now);
+    expect(kNoExpectedUse);
+    policy.NoteTurn(other++, {.is_use = true}, now + 20 * kSecond);  // time goes on
+    expect(now + 300 * kSecond);
+    policy.NoteTurn(other++, {.is_use = true}, now + 25 * kSecond);
+    if (taken_back) expect(kNoExpectedUse);
     policy.FindVictim([](ChunkIndex) { return false; }, 1);
   }
-  EXPECT_GT(policy.UseProbability({}, 300, 15, 10), 0.8);
-  EXPECT_LT(policy.UseProbability({}, 300, 200, 200), 0.4);
+}
+
+// Who is told of a use in time need not keep the chunk until the use itself, but only until then.
+TEST(NextUse, LearnsWhenUsesAreTold) {
+  for (const bool taken_back : {false, true}) {
+    NextUsePolicy policy;
+    TeachToldUses(policy, taken_back);
+    EXPECT_GT(policy.UseProbability({}, 300, 15, 10), 0.8) << taken_back;
+    EXPECT_LT(policy.UseProbability({}, 300, 200, 200), 0.4) << taken_back;
+  }
 }
 
 // A turn uses `prompt`, as it is told: from the last chunk to the first.
