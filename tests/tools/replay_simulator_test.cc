@@ -153,6 +153,10 @@ TEST(ReplayOptimum, ASessionsBlocksLiveUntilItsLastTurn) {
   trace.requests[5].session = 1;
   trace.requests[4].session = 1;
   EXPECT_EQ(PeakSessionBlocks(trace, Order(trace)), 1u + 4u + 9u) << "two of session 0 had ended";
+  Trace handed_on = Make({{{1, 3}}, {{1, 1}, {11, 4}}, {{1, 1}}, {{1, 1}}});
+  handed_on.session_count = 2;
+  for (const uint32_t request : {1u, 3u}) handed_on.requests[request].session = 1;
+  EXPECT_EQ(PeakSessionBlocks(handed_on, Order(handed_on)), 3u + 4u) << "a block counts once";
 }
 
 TEST(ReplayOptions, TiersFromWhatHasNotExpired) {
