@@ -26,15 +26,17 @@ UseHazards::UseHazards(uint32_t class_count, uint32_t apart_count)
   of_all_.fill(kPriorHazard);
 }
 
-double UseHazards::BeginOf(uint32_t age) {
-  static const auto begins = [] {
-    std::array<double, kAges + 1> table{};
+const UseHazards::Begins& UseHazards::AllBegins() {
+  static const Begins begins = [] {
+    Begins table{};
     for (uint32_t i = 1; i <= kAges; ++i)
       table[i] = kFirstAgeSeconds * std::pow(kAgeGrowth, i - 1.0);
     return table;
   }();
-  return begins[age];
+  return begins;
 }
+
+double UseHazards::BeginOf(uint32_t age) { return AllBegins()[age]; }
 
 uint32_t UseHazards::AgeOf(double age_s) {
   if (age_s < kFirstAgeSeconds) return 0;
@@ -121,14 +123,18 @@ double UseHazards::Probability(uint32_t use_class, double age_s, double horizon_
 
 void UseHazards::Values(uint32_t use_class, std::array<float, kAges>* values) const {
   std::array<double, kAges> stays;
-  for (uint32_t age = 0; age < kAges; ++age) stays[age] = 1 - Hazard(use_class, age);
+  std::array<double, kAges> lengths;
+  for (uint32_t age = 0; age < kAges; ++age) {
+    stays[age] = 1 - Hazard(use_class, age);
+    lengths[age] = AllBegins()[age + 1] - AllBegins()[age];
+  }
   for (uint32_t from = 0; from < kAges; ++from) {
     double unused = 1;
     double seconds = 0;
     double best = 0;
     for (uint32_t age = from; age < kAges; ++age) {
       const double after = unused * stays[age];
-      seconds += (unused + after) / 2 * (BeginOf(age + 1) - BeginOf(age));
+      seconds += (unused + after) / 2 * lengths[age];
       unused = after;
       best = std::max(best, (1 - unused) / seconds);
     }

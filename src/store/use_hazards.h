@@ -47,6 +47,8 @@ class UseHazards {
     float used = 0;
   };
   using ByAge = std::array<Experience, kAges>;
+  using Begins = std::array<double, kAges + 1>;
+  static const Begins& AllBegins();
   const uint32_t common_count_;  // of the classes that are not apart
   std::vector<ByAge> classes_;
   using ByPhase = std::array<float, kPhases>;

@@ -1,5 +1,6 @@
 #include "store/use_ratios.h"
 
+#include <bit>
 #include <cstddef>
 
 namespace turnkeep {
@@ -21,6 +22,7 @@ UseRatios::UseRatios(const Levels& level_counts) : level_counts_(level_counts) {
     ratios_[factor].assign(level_counts[factor], 1);
   }
   cells_.resize(cells);
+  touched_.resize(cells / 64 + 1);
 }
 
 void UseRatios::Fade() {
@@ -59,10 +61,12 @@ void UseRatios::FitFactor(uint32_t factor) {
 
 void UseRatios::Fit() {
   seen_.clear();
-  for (uint32_t cell = 0; cell < cells_.size(); ++cell) {
-    if (cells_[cell].used == 0 && cells_[cell].expected == 0) continue;
-    const Levels levels = LevelsOf(cell);
-    seen_.push_back({cell, levels, Product(levels)});
+  for (uint32_t word = 0; word < touched_.size(); ++word) {
+    for (uint64_t bits = touched_[word]; bits != 0; bits &= bits - 1) {
+      const uint32_t cell = word * 64 + static_cast<uint32_t>(std::countr_zero(bits));
+      const Levels levels = LevelsOf(cell);
+      seen_.push_back({cell, levels, Product(levels)});
+    }
   }
   for (uint32_t sweep = 0; sweep < kSweeps; ++sweep) {
     for (uint32_t factor = 0; factor < kFactors; ++factor) FitFactor(factor);

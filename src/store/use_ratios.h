@@ -22,8 +22,8 @@ class UseRatios {
   // How many levels each factor has, above 0.
   explicit UseRatios(const Levels& level_counts);
 
-  void Expected(uint32_t cell, float uses) { cells_[cell].expected += uses; }
-  void Used(uint32_t cell) { ++cells_[cell].used; }
+  void Expected(uint32_t cell, float uses) { Touch(cell).expected += uses; }
+  void Used(uint32_t cell) { ++Touch(cell).used; }
   void Fade();  // halves all experience
 
   void Fit();
@@ -41,12 +41,17 @@ class UseRatios {
     Levels levels;
     float product;
   };
+  Cell& Touch(uint32_t cell) {
+    touched_[cell / 64] |= uint64_t{1} << (cell % 64);
+    return cells_[cell];
+  }
   Levels LevelsOf(uint32_t cell) const;
   float Product(const Levels& levels) const;
   void FitFactor(uint32_t factor);
 
   const Levels level_counts_;
   std::vector<Cell> cells_;
+  std::vector<uint64_t> touched_;  // a bit for each cell; few of them ever are
   std::array<std::vector<float>, kFactors> ratios_;
   std::vector<Seen> seen_;  // in Fit: the cells of which anything was seen
 };
