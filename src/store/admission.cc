@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/prefill_time.h"
+
 namespace turnkeep {
 
 namespace {
@@ -11,18 +13,6 @@ namespace {
 constexpr double kHalfLifeBytes = 256.0 * (1 << 20);
 
 }  // namespace
-
-double Admission::Engine::PrefillSeconds(uint64_t tokens) const {
-  if (prefill_tokens_per_s <= 0) return 0;
-  const auto count = static_cast<double>(tokens);
-  const double attended =
-      prefill_half_speed_tokens > 0 ? count * count / (2 * prefill_half_speed_tokens) : 0;
-  return (count + attended) / prefill_tokens_per_s;
-}
-
-void Admission::SetEngine(uint16_t tenant, uint16_t layout, const Engine& engine) {
-  engine_[{tenant, layout}] = engine;
-}
 
 void Admission::NoteRead(uint16_t layout, uint64_t bytes, int64_t elapsed_ns, int64_t now_ns) {
   if (bytes == 0) return;
@@ -43,7 +33,11 @@ double Admission::DiskRate(uint16_t layout) const {
 Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<const Piece> pieces,
                                     int64_t now_ns) const {
   const auto found = engine_.find({tenant, layout});
-  const Engine engine = found == engine_.end() ? Engine{} : found->second;
+  const EngineSpeed engine = found == engine_.end() ? EngineSpeed{} : found->second;
+  const auto prefill_seconds = [&engine](uint64_t from, uint64_t to) {
+    return PrefillSeconds(static_cast<double>(from), static_cast<double>(to),
+                          engine.prefill_tokens_per_s, engine.prefill_half_speed_tokens);
+  };
   const double copy_rate = engine.copy_bytes_per_s > 0 ? engine.copy_bytes_per_s : copy_rate_;
   const double disk_rate = DiskRate(layout);
   const auto measured = disk_.find(layout);
@@ -64,7 +58,7 @@ Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<
       verdict.tokens = tokens;
       continue;
     }
-    verdict.prefill_s = engine.PrefillSeconds(tokens);
+    verdict.prefill_s = prefill_seconds(0, tokens);
     // What is not known well enough to decline costs nothing here.
     const double certain_s = fresh ? verdict.load_s : copy_s;
     const double saved = verdict.prefill_s - certain_s;
@@ -77,7 +71,7 @@ Admission::Verdict Admission::Judge(uint16_t tenant, uint16_t layout, std::span<
   verdict.declined = tokens - verdict.tokens;
   if (verdict.declined > 0) {
     verdict.declined_load_s = verdict.load_s - best_load;
-    verdict.declined_prefill_s = verdict.prefill_s - engine.PrefillSeconds(verdict.tokens);
+    verdict.declined_prefill_s = prefill_seconds(verdict.tokens, tokens);
   }
   return verdict;
 }

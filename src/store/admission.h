@@ -16,6 +16,7 @@
 #include <span>
 #include <utility>
 
+#include "core/hint.h"
 #include "core/kv_types.h"
 
 namespace turnkeep {
@@ -24,15 +25,6 @@ class Admission {
  public:
   static constexpr int64_t kMeasuredForNs = 60 * int64_t{1'000'000'000};
 
-  // What an engine tells of itself; 0: unknown.
-  struct Engine {
-    double prefill_tokens_per_s = 0;       // at the start of a context
-    double prefill_half_speed_tokens = 0;  // h; 0: attention costs nothing
-    double copy_bytes_per_s = 0;
-
-    // The first tokens of a context; 0 without a speed.
-    double PrefillSeconds(uint64_t tokens) const;
-  };
   struct Piece {
     uint64_t tokens = 0;
     uint64_t bytes = 0;  // to be moved
@@ -51,8 +43,10 @@ class Admission {
 
   // What this machine does in a verified copy; used until the engine tells its own.
   void SetCopyRate(double bytes_per_s) { copy_rate_ = bytes_per_s; }
-  // For its tenant.
-  void SetEngine(uint16_t tenant, uint16_t layout, const Engine& engine);
+  // What an engine tells of itself, for its tenant. The layout counts by its number.
+  void SetEngine(uint16_t tenant, uint16_t layout, const EngineSpeed& speed) {
+    engine_[{tenant, layout}] = speed;
+  }
   // A restore has read so much from disk in so long.
   void NoteRead(uint16_t layout, uint64_t bytes, int64_t elapsed_ns, int64_t now_ns);
 
@@ -76,8 +70,8 @@ class Admission {
   };
 
   double copy_rate_ = 0;
-  std::map<uint16_t, Measured> disk_;                       // by layout
-  std::map<std::pair<uint16_t, uint16_t>, Engine> engine_;  // by tenant and layout
+  std::map<uint16_t, Measured> disk_;                            // by layout
+  std::map<std::pair<uint16_t, uint16_t>, EngineSpeed> engine_;  // by tenant and layout
 };
 
 }  // namespace turnkeep

@@ -31,10 +31,7 @@ HintAnswer StoreImpl::SetSpeed(TenantNumber tenant, const EngineSpeed& speed) {
   if (!layout.ok()) {
     return {.outcome = HintOutcome::kRejected, .reason = MessageOf(layout.status())};
   }
-  admission_.SetEngine(static_cast<uint16_t>(tenant), (*layout)->number,
-                       {.prefill_tokens_per_s = speed.prefill_tokens_per_s,
-                        .prefill_half_speed_tokens = speed.prefill_half_speed_tokens,
-                        .copy_bytes_per_s = speed.copy_bytes_per_s});
+  admission_.SetEngine(static_cast<uint16_t>(tenant), (*layout)->number, speed);
   return {};
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/prefill_time.h"
 #include "core/status.h"
 
 namespace turnkeep::replay {
@@ -58,11 +59,10 @@ double Model::PrefillFloorSeconds() const {
 }
 
 double Model::PrefillSeconds(double from_token, double to_token) const {
-  const double tokens = to_token - from_token;
-  if (tokens <= 0) return 0;
-  const double attended =
-      half_speed_tokens > 0 ? tokens * (from_token + to_token) / (2 * half_speed_tokens) : 0;
-  return std::max(PrefillFloorSeconds(), (tokens + attended) / prefill_tokens_per_s);
+  if (to_token <= from_token) return 0;
+  return std::max(
+      PrefillFloorSeconds(),
+      turnkeep::PrefillSeconds(from_token, to_token, prefill_tokens_per_s, half_speed_tokens));
 }
 
 double Model::DecodeStepSeconds(uint32_t batch, double context_tokens) const {
