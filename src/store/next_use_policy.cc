@@ -218,8 +218,8 @@ bool NextUsePolicy::Holds(const Sample& sample) const {
   const State& state = states_[sample.chunk];
   if (state.expected) return false;
   const int64_t since_ns = sample.from_begin ? state.begin_ns : state.last_use_ns;
-  return since_ns == sample.time_ns &&
-         (sample.from_begin ? Watched(sample.chunk) : Sampled(sample.chunk));
+  return since_ns == sample.time_ns && (sample.from_begin || state.sampled) &&
+         Watched(sample.chunk);
 }
 
 void NextUsePolicy::Use(ChunkIndex chunk, State& state, int64_t now_ns) {

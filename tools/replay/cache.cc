@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/status.h"
+#include "store/chunk_array.h"
 
 namespace turnkeep::replay {
 
@@ -135,8 +136,7 @@ void Cache::RestoreFromDisk(std::span<const BlockRun> runs, int64_t now_ns) {
 }
 
 void Cache::Bring(uint32_t block, uint64_t bytes, int64_t now_ns) {
-  if (block >= bytes_of_.size()) bytes_of_.resize(block + 1 + block / 2);
-  bytes_of_[block] = bytes;
+  AtChunk(bytes_of_, block) = bytes;
   if (placement_->Prefetching(block)) {
     // Joined: its slot is reserved, and its end is here.
     std::erase_if(readings_, [&](const Reading& reading) { return reading.block == block; });
