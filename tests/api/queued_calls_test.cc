@@ -7,14 +7,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "api/odd_store.h"
+#include "api/odd_store_fixture.h"
 #include "api/raw_connection.h"
 #include "api/server.h"
 #include "core/status.h"
 #include "testing/eventually.h"
 #include "testing/kv_pattern.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -25,18 +23,8 @@ constexpr uint64_t kLimit = 1 * kMiB;
 constexpr uint32_t kFrame = 256 * kKiB;
 constexpr uint64_t kUnit = 64 * kKiB;  // of a call of these tests, 16 to the limit
 
-class QueuedCalls : public ::testing::Test {
+class QueuedCalls : public OddStoreTest {
  protected:
-  void SetUp() override {
-    auto store = Store::Open({.host_bytes = 64 * kMiB});
-    ASSERT_TRUE(store.ok()) << store.status();
-    store_ = *std::move(store);
-    odd_ = std::make_unique<OddStore>(*store_);
-    const auto kv = store_->ForTenant(kDefaultTenant);
-    ASSERT_TRUE(kv.ok() && (*kv)->RegisterLayout(pattern_.layout()).ok());
-  }
-  void TearDown() override { odd_->LetGo(); }
-
   absl::Status Serve(ServerOptions options) {
     options.socket_path = socket();
     options.worker_threads = 1;
@@ -61,7 +49,6 @@ class QueuedCalls : public ::testing::Test {
     ASSERT_TRUE(blocker_->Request(wire::VERIFY, 1, wire::VerifyRequest()));
     ASSERT_TRUE(Eventually([&] { return odd_->waiting() == 1; }));
   }
-  std::string socket() const { return directory_.path() + "/s"; }
 
   static bool SendCall(RawConnection& raw, uint64_t bytes = kUnit) {
     return raw.SendFrame({.type = wire::STATUS, .request_id = 1},
@@ -86,11 +73,6 @@ class QueuedCalls : public ::testing::Test {
     return queued;
   }
 
-  TemporaryDirectory directory_{"/tmp"};
-  const KvPattern pattern_{BlockLayout()};
-  std::unique_ptr<Store> store_;
-  std::unique_ptr<OddStore> odd_;
-  std::unique_ptr<Server> server_;
   std::unique_ptr<RawConnection> blocker_;
   std::vector<std::unique_ptr<RawConnection>> clients_;
 };

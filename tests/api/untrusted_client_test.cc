@@ -13,14 +13,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "api/odd_store.h"
+#include "api/odd_store_fixture.h"
 #include "api/raw_connection.h"
 #include "api/server.h"
 #include "core/status.h"
 #include "testing/eventually.h"
 #include "testing/kv_pattern.h"
-#include "testing/standard_layouts.h"
-#include "testing/temporary_directory.h"
 
 namespace turnkeep::testing {
 namespace {
@@ -47,19 +45,12 @@ struct Begin {
   uint64_t time_limit_us = 0;
 };
 
-class UntrustedClient : public ::testing::Test {
+class UntrustedClient : public OddStoreTest {
  protected:
   void SetUp() override {
-    auto store = Store::Open({.host_bytes = 64 * kMiB});
-    ASSERT_TRUE(store.ok()) << store.status();
-    store_ = *std::move(store);
-    odd_ = std::make_unique<OddStore>(*store_);
-    const auto kv = store_->ForTenant(kDefaultTenant);
-    ASSERT_TRUE(kv.ok()) << kv.status();
-    ASSERT_TRUE((*kv)->RegisterLayout(pattern_.layout()).ok());
-    ASSERT_TRUE(SaveAll(**kv, pattern_, {.session = "s", .context = &context_}).ok());
+    ASSERT_NO_FATAL_FAILURE(OddStoreTest::SetUp());
+    ASSERT_TRUE(SaveAll(*kv_, pattern_, {.session = "s", .context = &context_}).ok());
   }
-  void TearDown() override { odd_->LetGo(); }
 
   void Serve(ServerOptions options = {}) {
     options.socket_path = socket();
@@ -67,7 +58,6 @@ class UntrustedClient : public ::testing::Test {
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
-  std::string socket() const { return directory_.path() + "/s"; }
 
   static wire::FrameHeader HeaderOf(wire::MessageType type, uint64_t ticket, const Begin& begin) {
     return {.type = static_cast<uint16_t>(type),
@@ -110,12 +100,7 @@ class UntrustedClient : public ::testing::Test {
     return raw.ReceiveError();
   }
 
-  const KvPattern pattern_{BlockLayout()};
   const KvContext context_ = ContextOf(3, 128);
-  TemporaryDirectory directory_{"/tmp"};
-  std::unique_ptr<Store> store_;
-  std::unique_ptr<OddStore> odd_;
-  std::unique_ptr<Server> server_;
 };
 
 // Whatever the store says that the slots of a ticket lie in: the descriptor of a segment is all of
